@@ -1,0 +1,1 @@
+"""Counting baselines: no gradient, the same protocol."""

@@ -1,0 +1,1 @@
+"""Interactions: from any table to a `Dataset`, and from there to a `Batch`."""

@@ -1,0 +1,82 @@
+"""The one batch type every model and objective reads.
+
+Dimension key: B rows, L positions, N packed slots.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+PAD = 0
+"""Item index of padding; items are 1..n_items and MASK is n_items + 1."""
+
+
+class Batch(NamedTuple):
+    """Histories, left-padded: the newest item is always at position -1.
+
+    The packed form is an index, not another type: `slot_N` lists the flat places (row * L + position)
+    that hold an item, at a fixed capacity, and B * L where a slot is unused. A model with
+    `layout = "packed"` does its per-position work on those N slots and skips padding.
+    """
+
+    item_BL: Tensor
+    """int64 item indexes, oldest to newest; PAD where there is no item."""
+    length_B: Tensor
+    """int64 number of items in each row; 0 for an empty history."""
+    user_B: Tensor
+    """int64 user indexes, for reporting only; -1 where there is no user."""
+    time_BL: Tensor | None = None
+    """int64 event times in the data set's unit, 0 at padding; None where the data set has none."""
+    slot_N: Tensor | None = None
+    """int64 flat places of the items; None: every place is computed."""
+
+    @property
+    def is_item_BL(self) -> Tensor:
+        """True where there is an item (or MASK)."""
+        return self.item_BL != PAD
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on another device."""
+        return Batch(*(None if t is None else t.to(device) for t in self))
+
+
+def collate(
+    histories: Sequence[Sequence[int]],
+    max_len: int,
+    times: Sequence[Sequence[int]] | None = None,
+) -> Batch:
+    """A batch of the newest `max_len` items of each history of item indexes."""
+    rows = [np.asarray(history[-max_len:], dtype=np.int64) for history in histories]
+    length_B = np.array([len(row) for row in rows], dtype=np.int64)
+    item_BL = _left_pad(rows, length_B, max_len)
+    time_BL = None
+    if times is not None:
+        time_rows = [np.asarray(time[-max_len:], dtype=np.int64) for time in times]
+        time_BL = torch.from_numpy(_left_pad(time_rows, length_B, max_len))
+    user_B = torch.full((len(rows),), -1, dtype=torch.int64)
+    return Batch(torch.from_numpy(item_BL), torch.from_numpy(length_B), user_B, time_BL)
+
+
+def with_slots(batch: Batch, capacity: int) -> Batch:
+    """The batch with its packed form: `capacity` slots, at least as many as it has items.
+
+    Static shapes and no host synchronisation: a prefix sum places each item.
+    """
+    B, L = batch.item_BL.shape
+    is_item_M = batch.is_item_BL.flatten()
+    place_M = torch.where(is_item_M, is_item_M.cumsum(0) - 1, capacity)
+    slot_N = place_M.new_full((capacity + 1,), B * L)
+    slot_N = slot_N.scatter(0, place_M, torch.arange(B * L, device=place_M.device))
+    slot_N[capacity] = B * L
+    return batch._replace(slot_N=slot_N[:capacity])
+
+
+def _left_pad(rows: list[np.ndarray], length_B: np.ndarray, max_len: int) -> np.ndarray:
+    padded_BL = np.zeros((len(rows), max_len), dtype=np.int64)
+    is_item_BL = np.arange(max_len) >= max_len - length_B[:, None]
+    if rows:
+        padded_BL[is_item_BL] = np.concatenate(rows)
+    return padded_BL

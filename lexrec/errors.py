@@ -1,0 +1,35 @@
+"""Every error lexrec raises on purpose. The command line prints its text as one line and exits 2.
+
+LexrecError
+├── ConfigError    a recipe, an override or a component name is wrong
+├── DataError      interactions, an item table or a data set folder is wrong
+├── TokensError    a token table cannot be found, read or trusted
+├── RunError       a run directory is incomplete, changed or unreadable
+└── ProtocolError  results that were not measured alike would be compared
+
+A message carries the offending value, what is allowed, and the fix.
+"""
+
+
+class LexrecError(Exception):
+    """Base class: catch this to catch everything lexrec raises on purpose."""
+
+
+class ConfigError(LexrecError):
+    """A recipe, an override or a component name is wrong."""
+
+
+class DataError(LexrecError):
+    """Interactions, an item table or a data set folder is wrong."""
+
+
+class TokensError(LexrecError):
+    """A token table cannot be found, read or trusted."""
+
+
+class RunError(LexrecError):
+    """A run directory is incomplete, changed or unreadable."""
+
+
+class ProtocolError(LexrecError):
+    """Results that were not measured alike would be compared."""

@@ -1,0 +1,1 @@
+"""Ranks, metrics of ranks, and the protocol they were measured under."""

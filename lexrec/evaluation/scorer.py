@@ -1,0 +1,49 @@
+"""What can be ranked: anything that encodes histories and scores items block by block.
+
+Baselines fit this shape as they are; `ModelScorer` fits a sequence model into it.
+
+Dimension key: B rows, J items of one block, D width.
+"""
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from lexrec.data.batch import Batch
+from lexrec.models.base import SequenceModel
+
+
+class Scorer(Protocol):
+    """Scores histories against the catalogue, a block of items at a time."""
+
+    n_items: int
+    max_len: int
+    """Newest events of a history that matter."""
+
+    def encode(self, batch: Batch) -> Any:
+        """Whatever `score` needs of each row; computed once a batch."""
+        ...
+
+    def score(self, query: Any, first: int, last: int) -> Tensor:
+        """Float scores of items first..last-1 (indexes, from 1), [B, last - first]."""
+        ...
+
+
+class ModelScorer:
+    """A trained sequence model, frozen for inference."""
+
+    def __init__(self, model: SequenceModel) -> None:
+        self.model = model.freeze()
+        self.table = model.scoring()
+        self.n_items = self.table.n_items
+        self.max_len = model.max_len
+
+    @torch.no_grad()
+    def encode(self, batch: Batch) -> Tensor:
+        """Hidden states, [B, D]."""
+        return self.model.encode_next(batch).hidden_BLD[:, -1].float()
+
+    @torch.no_grad()
+    def score(self, query: Tensor, first: int, last: int) -> Tensor:
+        return self.table.score(query, first, last)

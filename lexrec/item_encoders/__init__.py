@@ -1,0 +1,1 @@
+"""What turns an item index into a vector."""

@@ -1,0 +1,1 @@
+"""From external ids to recommendations."""

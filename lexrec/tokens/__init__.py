@@ -1,0 +1,1 @@
+"""Token-embedding tables of language models: known ones, where they come from, and their cache."""

@@ -1,0 +1,1 @@
+"""Where a token table's bytes come from: hub, package index, file."""
