@@ -14,7 +14,6 @@ Dimension key: N events, U users.
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -158,7 +157,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
         raise DataError(
-            f"{folder} is not a prepared data set (no {MANIFEST}); make one with: lexrec prepare ... --out {folder}"
+            f"{folder} is not a prepared data set (no {MANIFEST}); "
+            f"make one with: lexrec prepare ... --out {folder}"
         )
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -174,7 +174,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 def _open(path: Path) -> NDArray[Any]:
     try:
-        mode = "r" if os.path.getsize(path) > 0 else None
+        mode = "r" if path.stat().st_size > 0 else None
         array: NDArray[Any] = np.load(path, mmap_mode=mode, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path} is missing or damaged: {error}") from error
