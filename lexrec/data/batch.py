@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 PAD = 0
@@ -40,7 +41,10 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
-        return Batch(*(None if t is None else t.to(device) for t in self))
+        time_BL = None if self.time_BL is None else self.time_BL.to(device)
+        slot_N = None if self.slot_N is None else self.slot_N.to(device)
+        item_BL, length_B, user_B = (t.to(device) for t in self[:3])
+        return Batch(item_BL, length_B, user_B, time_BL, slot_N)
 
 
 def collate(
@@ -74,7 +78,7 @@ def with_slots(batch: Batch, capacity: int) -> Batch:
     return batch._replace(slot_N=slot_N[:capacity])
 
 
-def _left_pad(rows: list[np.ndarray], length_B: np.ndarray, max_len: int) -> np.ndarray:
+def _left_pad(rows: list[NDArray[np.int64]], length_B: NDArray[np.int64], max_len: int) -> NDArray[np.int64]:
     padded_BL = np.zeros((len(rows), max_len), dtype=np.int64)
     is_item_BL = np.arange(max_len) >= max_len - length_B[:, None]
     if rows:
