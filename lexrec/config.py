@@ -2,9 +2,11 @@
 
 A recipe either names a model (`model`, `item_encoder`, `objective`, `train`) or a `baseline`.
 Each section's `name` picks the component, and the component's own config class checks the rest.
+A recipe may start from another with `extends: NAME` or `extends: PATH`.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -17,17 +19,36 @@ from pydantic import (
     SerializeAsAny,
     ValidationError,
     field_validator,
+    model_validator,
 )
 from pydantic_core.core_schema import ValidationInfo
 
 from lexrec import registry
 from lexrec.errors import ConfigError
 
+_KINDS = {
+    "model": "models",
+    "item_encoder": "item_encoders",
+    "objective": "objectives",
+    "baseline": "baselines",
+}
+"""Which registry each section of a recipe chooses from."""
+
 
 class Config(BaseModel):
-    """Base of every config: frozen, and an unknown key is an error."""
+    """Base of every config: frozen, and an unknown key is an error that lists the known ones."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_keys(cls, section: Any) -> Any:
+        if isinstance(section, Mapping):
+            unknown = [str(key) for key in section if key not in cls.model_fields]
+            if unknown:
+                known = ", ".join(sorted(cls.model_fields))
+                raise ValueError(f"unknown key {', '.join(map(repr, unknown))}; known: {known}")
+        return section
 
 
 class TrainConfig(Config):
@@ -68,8 +89,7 @@ class RunConfig(Config):
     @field_validator("model", "item_encoder", "objective", mode="before")
     @classmethod
     def _by_name(cls, section: Any, info: ValidationInfo) -> Any:
-        kinds = {"model": "models", "item_encoder": "item_encoders", "objective": "objectives"}
-        return _component_config(kinds[info.field_name or ""], section)
+        return _component_config(info.field_name or "", section)
 
 
 class BaselineConfig(Config):
@@ -79,8 +99,8 @@ class BaselineConfig(Config):
 
     @field_validator("baseline", mode="before")
     @classmethod
-    def _by_name(cls, section: Any) -> Any:
-        return _component_config("baselines", section)
+    def _by_name(cls, section: Any, info: ValidationInfo) -> Any:
+        return _component_config(info.field_name or "", section)
 
 
 AnyRunConfig = RunConfig | BaselineConfig
@@ -109,86 +129,136 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> AnyRunConf
 
 
 def run_config(tree: Mapping[str, Any], *, source: str = "config") -> AnyRunConfig:
-    """Check a mapping and turn it into the config of a model run or of a baseline run."""
+    """Check a mapping and turn it into the config of a model run or of a baseline run.
+
+    Raises:
+        ConfigError: one line that names every key that is wrong.
+    """
     shape = BaselineConfig if "baseline" in tree else RunConfig
     try:
         return shape.model_validate(dict(tree))
     except ValidationError as error:
-        raise ConfigError(f"{source}: {_explain(error)}") from error
+        raise ConfigError(f"{source}: {'; '.join(_problems(error))}") from error
+    except ConfigError as error:
+        # Not a ValueError, so pydantic lets it through and the source is still to be named.
+        raise ConfigError(f"{source}: {error}") from error
 
 
 def differences(one: AnyRunConfig, other: AnyRunConfig) -> list[str]:
     """The dotted keys in which two configs differ, each as `key: one -> other`."""
     left, right = _flat(one.model_dump(mode="json")), _flat(other.model_dump(mode="json"))
     keys = sorted(left.keys() | right.keys())
-    return [f"{k}: {left.get(k)} -> {right.get(k)}" for k in keys if left.get(k) != right.get(k)]
+    pairs = [(key, left.get(key, "(absent)"), right.get(key, "(absent)")) for key in keys]
+    return [f"{key}: {old} -> {new}" for key, old, new in pairs if old != new]
 
 
-def _component_config(kind: str, section: Any) -> Any:
+def _component_config(section_name: str, section: Any) -> Any:
     if isinstance(section, Config):
         return section
     if not isinstance(section, Mapping) or "name" not in section:
-        raise ConfigError(f"{kind}: a section is a mapping with a `name`, got {section!r}")
-    component = registry.load(kind, str(section["name"]))
+        raise ValueError(f"a section is a mapping with a `name`, got {section!r}")
+    component = registry.load(_KINDS[section_name], str(section["name"]))
     return registry.config_class(component).model_validate(dict(section))
 
 
-def _read(recipe: str | Path) -> dict[str, Any]:
-    path = Path(recipe)
-    if path.suffix in {".yaml", ".yml"}:
-        if not path.is_file():
-            raise ConfigError(f"recipe file {str(recipe)!r} does not exist")
-        text = path.read_text(encoding="utf-8")
-    elif str(recipe) in recipe_names():
-        text = (resources.files("lexrec") / "recipes" / f"{recipe}.yaml").read_text(encoding="utf-8")
-    else:
-        known = ", ".join(recipe_names())
-        raise ConfigError(f"no recipe {str(recipe)!r}; known: {known}; your own: path/to/recipe.yaml")
+class _Loader(yaml.SafeLoader):
+    """Safe YAML with two traps closed: 1e-3 is a number, and a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = sorted({key for key in keys if keys.count(key) > 1})
+        if twice:
+            raise yaml.YAMLError(f"key {', '.join(twice)} is given twice")
+        return super().construct_mapping(node, deep)
+
+
+# YAML 1.1 wants a dot and a sign in the exponent, and reads 1e-3 as text.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _parse(text: str, what: str) -> Any:
     try:
-        tree: Any = yaml.safe_load(text)
+        return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{recipe}: not YAML: {error}".replace("\n", " ")) from error
+        raise ConfigError(f"{what} is not YAML: {' '.join(str(error).split())}") from error
+
+
+def _read(recipe: str | Path, seen: tuple[str, ...] = ()) -> dict[str, Any]:
+    path = Path(recipe)
+    is_file = path.suffix in {".yaml", ".yml"}
+    name = str(path.resolve()) if is_file else str(recipe)
+    if name in seen:
+        raise ConfigError(f"recipes extend each other in a circle: {' -> '.join((*seen, name))}")
+    tree = _parse(_read_file(path) if is_file else _read_shipped(name), str(recipe))
     if not isinstance(tree, dict):
         raise ConfigError(f"{recipe}: a recipe is a mapping of sections, got {type(tree).__name__}")
-    if "extends" in tree:
-        return _merge(_read(tree.pop("extends")), tree)
-    return tree
+    if "extends" not in tree:
+        return tree
+    base = tree.pop("extends")
+    if not isinstance(base, str):
+        raise ConfigError(f"{recipe}: extends names one recipe or file, got {base!r}")
+    # A file's neighbours are named from where it lies, not from where the command runs.
+    beside = str(path.parent / base) if is_file and Path(base).suffix in {".yaml", ".yml"} else base
+    return _merge(_read(beside, (*seen, name)), tree)
 
 
-def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Section by section; a section that names another component replaces the base's whole."""
+def _read_file(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise ConfigError(f"recipe file {str(path)!r} does not exist") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"recipe file {str(path)!r} is not UTF-8 text; save it as UTF-8") from error
+    except OSError as error:
+        raise ConfigError(f"recipe file {str(path)!r} cannot be read: {error.strerror}") from error
+
+
+def _read_shipped(name: str) -> str:
+    if name not in recipe_names():
+        known = ", ".join(recipe_names())
+        raise ConfigError(f"no recipe {name!r}; known: {known}; your own: path/to/recipe.yaml")
+    return (resources.files("lexrec") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Key by key; a section that names another component replaces the base's whole."""
+    merged = dict(base)
     for key, value in over.items():
         old = base.get(key)
-        same = isinstance(old, dict) and isinstance(value, Mapping)
-        renamed = same and "name" in value and value["name"] != old.get("name")  # type: ignore[union-attr]
-        base[key] = {**old, **value} if same and not renamed else value  # type: ignore[dict-item]
-    return base
+        if isinstance(old, dict) and isinstance(value, dict):
+            renamed = value.get("name", old.get("name")) != old.get("name")
+            value = value if renamed else _merge(old, value)
+        merged[key] = value
+    return merged
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
     dotted, equals, text = override.partition("=")
-    if not equals or not dotted.strip():
-        raise ConfigError(f"override {override!r} is not of the form key.path=value")
     *parents, leaf = dotted.strip().split(".")
+    if not equals or not all([*parents, leaf]):
+        raise ConfigError(f"override {override!r} is not of the form key.path=value")
     node = tree
     for key in parents:
         node = node.setdefault(key, {})
         if not isinstance(node, dict):
             raise ConfigError(f"override {override!r}: {key!r} is a value, not a section")
-    try:
-        node[leaf] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: the value is not YAML") from error
+    node[leaf] = _parse(text, f"override {override!r}: the value")
 
 
-def _explain(error: ValidationError) -> str:
-    """Each problem as `key: what is wrong (got value)`, on one line."""
-    found = []
-    for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"]) or "recipe"
-        got = "" if problem["type"] == "missing" else f" (got {problem['input']!r})"
-        found.append(f"{key}: {problem['msg']}{got}")
-    return "; ".join(found)
+def _problems(error: ValidationError, section: str = "") -> Iterator[str]:
+    """Each problem as `key: what is wrong (got value)`, sections within sections included."""
+    for problem in error.errors(include_url=False):
+        key = ".".join([*([section] if section else []), *map(str, problem["loc"])])
+        cause = problem.get("ctx", {}).get("error")
+        if isinstance(cause, ValidationError):
+            yield from _problems(cause, key)
+            continue
+        text = str(cause) if cause else problem["msg"][:1].lower() + problem["msg"][1:]
+        # A missing key's input, or a section's, is the whole mapping around it: too long to show.
+        got = f" (got {problem['input']!r})" if cause is None and problem["type"] != "missing" else ""
+        yield f"{key}: {text}{got}" if key else text + got
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -38,8 +38,20 @@ def load(kind: str, name: str) -> type[Any]:
 
 
 def config_class(component: type) -> type[Any]:
-    """The config a component takes: the type of its `config` annotation."""
-    found: type[Any] = get_type_hints(component)["config"]
+    """The config a component takes: the type of its `config` annotation.
+
+    Raises:
+        ConfigError: the class has no such annotation, or one that cannot be resolved at run time.
+    """
+    fix = "write `config: ItsConfig` in the class"
+    try:
+        found: type[Any] = get_type_hints(component)["config"]
+    except KeyError as error:
+        raise ConfigError(f"{component.__qualname__} does not say which config it takes; {fix}") from error
+    except NameError as error:
+        raise ConfigError(
+            f"{component.__qualname__}: {error}; what its class annotations name must be imported at run time"
+        ) from error
     return found
 
 
@@ -47,7 +59,7 @@ def _outside_class(kind: str, name: str, base: type) -> type[Any]:
     module_name, _, class_name = name.partition(":")
     try:
         found = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError, SyntaxError) as error:
         raise ConfigError(f"{kind}: cannot load {name!r} (module:Class): {error}") from error
     if not (isinstance(found, type) and issubclass(found, base)):
         raise ConfigError(f"{kind}: {name!r} is not a subclass of {base.__module__}.{base.__name__}")
