@@ -1,6 +1,6 @@
 """The one batch type every model and objective reads.
 
-Dimension key: B rows, L positions, N packed slots.
+Dimension key: B rows, L positions, N packed slots, M = B * L places, D width.
 """
 
 from collections.abc import Sequence
@@ -33,6 +33,8 @@ class Batch(NamedTuple):
     """int64 event times in the data set's unit, 0 at padding; None where the data set has none."""
     slot_N: Tensor | None = None
     """int64 flat places of the items; None: every place is computed."""
+    capacity: int | None = None
+    """Of a training window: slots that hold its items once the objective has taken its targets."""
 
     @property
     def is_item_BL(self) -> Tensor:
@@ -44,7 +46,7 @@ class Batch(NamedTuple):
         time_BL = None if self.time_BL is None else self.time_BL.to(device)
         slot_N = None if self.slot_N is None else self.slot_N.to(device)
         item_BL, length_B, user_B = (t.to(device) for t in self[:3])
-        return Batch(item_BL, length_B, user_B, time_BL, slot_N)
+        return Batch(item_BL, length_B, user_B, time_BL, slot_N, self.capacity)
 
 
 def collate(
@@ -76,6 +78,32 @@ def with_slots(batch: Batch, capacity: int) -> Batch:
     slot_N = slot_N.scatter(0, place_M, torch.arange(B * L, device=place_M.device))
     slot_N[capacity] = B * L
     return batch._replace(slot_N=slot_N[:capacity])
+
+
+class Places(NamedTuple):
+    """Moves between padded rows [B, L, D] and the packed slots [N, D] of a batch."""
+
+    n_rows: int
+    length: int
+    slot_N: Tensor | None
+
+    @staticmethod
+    def of(batch: Batch) -> "Places":
+        return Places(batch.item_BL.shape[0], batch.item_BL.shape[1], batch.slot_N)
+
+    def pack(self, x_BLD: Tensor) -> Tensor:
+        """[B, L, D] -> [N, D]; without slots every place is one. Unused slots read the last place."""
+        x_MD = x_BLD.flatten(0, 1)
+        return x_MD if self.slot_N is None else x_MD[self.slot_N.clamp(max=len(x_MD) - 1)]
+
+    def unpack(self, x_ND: Tensor) -> Tensor:
+        """[N, D] -> [B, L, D]; zero where there is no item."""
+        if self.slot_N is None:
+            return x_ND.view(self.n_rows, self.length, -1)
+        # Unused slots all write the one row beyond the last place, which is dropped.
+        x_MD = x_ND.new_zeros(self.n_rows * self.length + 1, x_ND.shape[1])
+        x_MD = x_MD.index_copy(0, self.slot_N, x_ND)
+        return x_MD[:-1].view(self.n_rows, self.length, -1)
 
 
 def _left_pad(rows: list[NDArray[np.int64]], length_B: NDArray[np.int64], max_len: int) -> NDArray[np.int64]:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from lexrec.data.batch import Batch
+from lexrec.data.batch import Batch, with_slots
 from lexrec.models.base import SequenceModel
 
 
@@ -20,13 +20,18 @@ class Scorer(Protocol):
     n_items: int
     max_len: int
     """Newest events of a history that matter."""
+    trims: bool
+    """True if rows may be shorter than `max_len` when every history of the batch is."""
 
     def encode(self, batch: Batch) -> Any:
-        """Whatever `score` needs of each row; computed once a batch."""
+        """Whatever `score` needs of each row; computed once a batch. The batch may be on another device."""
         ...
 
     def score(self, query: Any, first: int, last: int) -> Tensor:
-        """Float scores of items first..last-1 (indexes, from 1), [B, last - first]."""
+        """Float32 scores of items first..last-1 (indexes, from 1), [B, last - first].
+
+        A new tensor, which the caller may overwrite; the same arguments give the same bits again.
+        """
         ...
 
 
@@ -38,11 +43,13 @@ class ModelScorer:
         self.table = model.scoring()
         self.n_items = self.table.n_items
         self.max_len = model.max_len
+        self.trims = model.layout == "packed"
+        self.device = next(model.parameters()).device
 
     @torch.no_grad()
     def encode(self, batch: Batch) -> Tensor:
         """Hidden states, [B, D]."""
-        return self.model.encode_next(batch).hidden_BLD[:, -1].float()
+        return self.model.encode_next(batch.to(self.device)).hidden_BLD[:, -1].float()
 
     @torch.no_grad()
     def score(self, query: Tensor, first: int, last: int) -> Tensor:

@@ -1,0 +1,117 @@
+"""SASRec: causal self-attention over item histories.
+
+Paper: Kang & McAuley 2018, Self-Attentive Sequential Recommendation, https://arxiv.org/abs/1808.09781
+
+    x_t = E[item_t] + P[t]                          eq. 1; the newest item has the last row of P
+    S   = softmax(Q K^T / sqrt(d/h), causal) V      eq. 2-4
+    F   = W2 relu(W1 S + b1) + b2                   eq. 5
+    r_i = <F_t, E[i]>                               eq. 7, one table for input and output
+
+Differences from the official code: several losses instead of BCE alone (objectives/); norm="pre"
+normalises the input of each sub-layer as the paper writes it (the code keeps the normalised query as its
+residual), norm="post" as BERT does; embeddings start from N(0, .02) and are not multiplied by sqrt(d).
+
+Dimension key: B batch, L positions, N slots, D width.
+"""
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from lexrec.data.batch import Batch, Places
+from lexrec.item_encoders.base import ItemEncoder
+from lexrec.models._layers import Attention, causal_mask, init_normal
+from lexrec.models.base import Encoded, ModelConfig, SequenceModel
+
+
+class SASRecConfig(ModelConfig):
+    """Sizes of SASRec."""
+
+    name: Literal["sasrec"] = "sasrec"
+    n_layers: int = Field(2, ge=1)
+    n_heads: int = Field(2, ge=1)
+    dropout: float = Field(0.5, ge=0, lt=1)
+    norm: Literal["pre", "post"] = "pre"
+    """Where each block normalises: the input of its sub-layers, or their sum with the residual."""
+    ffn_factor: int = Field(1, ge=1)
+    """Inner width of the feed-forward layer, in multiples of dim."""
+    activation: Literal["relu", "gelu"] = "relu"
+    positions: Literal["newest", "oldest"] = "newest"
+    """Which end of the row position numbers count from."""
+
+
+class SASRec(SequenceModel):
+    """Causal Transformer over item vectors with learned positions."""
+
+    causal = True
+    layout = "packed"
+
+    config: SASRecConfig
+
+    def __init__(self, config: SASRecConfig, items: ItemEncoder) -> None:
+        super().__init__()
+        self.config = config
+        self.items = items
+        self.max_len = config.max_len
+        self.position = nn.Embedding(config.max_len, config.dim)
+        nn.init.normal_(self.position.weight, std=0.02)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(_Block(config) for _ in range(config.n_layers))
+        self.norm = nn.LayerNorm(config.dim)
+
+    def forward(self, batch: Batch) -> Encoded:
+        embedded = self.items(batch)
+        places = Places.of(batch)
+        x_BLD = embedded.x_BLD + self._positions(batch)
+        if self.config.norm == "post":
+            x_BLD = self.norm(x_BLD)
+        x_ND = self.dropout(places.pack(x_BLD))
+        may_look_B1LL = causal_mask(batch.is_item_BL)
+        for i, block in enumerate(self.blocks):
+            x_ND = block(x_ND, places, may_look_B1LL)
+            if i == 0 and embedded.after_block0_BLD is not None:
+                x_ND = x_ND + places.pack(embedded.after_block0_BLD)
+        if self.config.norm == "pre":
+            x_ND = self.norm(x_ND)
+        return Encoded(places.unpack(x_ND), embedded.aux)
+
+    def _positions(self, batch: Batch) -> Tensor:
+        L = batch.item_BL.shape[1]
+        if self.config.positions == "newest":
+            newest_LD: Tensor = self.position.weight[-L:]
+            return newest_LD
+        place_L = torch.arange(L, device=batch.item_BL.device)
+        place_BL = (place_L - (L - batch.length_B[:, None])).clamp(min=0)
+        position_BLD: Tensor = self.position(place_BL)
+        return position_BLD
+
+
+class _Block(nn.Module):
+    """Self-attention, then a position-wise feed-forward layer, each with a residual."""
+
+    def __init__(self, config: SASRecConfig) -> None:
+        super().__init__()
+        self.is_pre_norm = config.norm == "pre"
+        self.attention = Attention(config.dim, config.n_heads, config.dropout)
+        self.attention_norm = nn.LayerNorm(config.dim)
+        self.up = nn.Linear(config.dim, config.ffn_factor * config.dim)
+        self.down = nn.Linear(config.ffn_factor * config.dim, config.dim)
+        self.ffn_norm = nn.LayerNorm(config.dim)
+        self.dropout = nn.Dropout(config.dropout)
+        self.activation = nn.ReLU() if config.activation == "relu" else nn.GELU()
+        init_normal(self)
+
+    def forward(self, x_ND: Tensor, places: Places, may_look_B1LL: Tensor) -> Tensor:
+        if self.is_pre_norm:
+            x_ND = x_ND + self.dropout(self.attention(self.attention_norm(x_ND), places, may_look_B1LL))
+            x_ND = x_ND + self.dropout(self._feed_forward(self.ffn_norm(x_ND)))
+        else:
+            x_ND = self.attention_norm(x_ND + self.dropout(self.attention(x_ND, places, may_look_B1LL)))
+            x_ND = self.ffn_norm(x_ND + self.dropout(self._feed_forward(x_ND)))
+        return x_ND
+
+    def _feed_forward(self, x_ND: Tensor) -> Tensor:
+        out_ND: Tensor = self.down(self.activation(self.up(x_ND)))
+        return out_ND
