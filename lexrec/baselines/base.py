@@ -24,6 +24,12 @@ class Baseline(ABC):
     config: BaselineConfig
     n_items: int
     max_len: int
+    """Newest events of a history that matter."""
+    trims: bool = True
+    """Rows may be shorter than `max_len`."""
+
+    def __init__(self, config: BaselineConfig) -> None:
+        self.config = config
 
     @abstractmethod
     def fit(self, dataset: Dataset) -> "Baseline":
@@ -35,7 +41,7 @@ class Baseline(ABC):
 
     @abstractmethod
     def score(self, query: Any, first: int, last: int) -> Tensor:
-        """Float32 scores of items first..last-1 (indexes, from 1), [B, last - first]."""
+        """Float32 scores of items first..last-1 (indexes, from 1), [B, last - first]: a new tensor."""
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:

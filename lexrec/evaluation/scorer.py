@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from lexrec.data.batch import Batch, with_slots
+from lexrec.data.batch import Batch
 from lexrec.models.base import SequenceModel
 
 

@@ -1,0 +1,266 @@
+"""Full-rank evaluation of anything that scores, under one protocol, with the ranks kept.
+
+Dimension key: E events, R events of one batch, I item indexes 0..n + 1.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field, ValidationError, field_validator
+
+import lexrec
+from lexrec.config import Config
+from lexrec.data.dataset import Dataset
+from lexrec.errors import ConfigError, RunError
+from lexrec.evaluation import metrics
+from lexrec.evaluation.events import (
+    Events,
+    Pairs,
+    Split,
+    evaluation_events,
+    histories,
+    seen_items,
+)
+from lexrec.evaluation.protocol import Candidates, Protocol, Seen, SelectedOn
+from lexrec.evaluation.ranks import BLOCK, NanScoreError, Ties, target_ranks, top_k
+from lexrec.evaluation.scorer import ModelScorer, Scorer
+
+HISTORY_EDGES = (0, 1, 5, 10, 20, 50)
+"""Groups by events in the history: from each edge to below the next."""
+POPULARITY_EDGES = (0, 1, 5, 20, 100)
+"""Groups by training events of the target."""
+
+
+class EvaluationConfig(Config):
+    """How to measure."""
+
+    k: tuple[int, ...] = Field((5, 10, 20), min_length=1)
+    """Lengths at which every metric is cut."""
+    seen: Seen = "remove"
+    ties: Ties = "expected"
+    candidates: Candidates = "all"
+    batch_size: int = Field(256, ge=1)
+    """Events ranked at once; memory grows with batch_size * block."""
+    block: int = Field(BLOCK, ge=1)
+    """Items scored at once; one block that holds the whole catalogue is scored once instead of twice."""
+
+    @field_validator("k")
+    @classmethod
+    def _ascending(cls, k: tuple[int, ...]) -> tuple[int, ...]:
+        if min(k) < 1:
+            raise ConfigError(f"k: every k is at least 1, got {list(k)}")
+        return tuple(sorted(set(k)))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A result: its protocol, its metrics, and one rank an event to compute anything else from."""
+
+    protocol: Protocol
+    metrics: dict[str, float]
+    """{"hr@10": ...}: accuracy, averaged over events, and variety of the lists."""
+    groups: dict[str, dict[str, dict[str, Any]]]
+    """By history length, by popularity of the target and by novelty of the target:
+    {"history": {"1-4": {"events": 12, "metrics": {...}}}}; a group without events is left out."""
+    rank_E: NDArray[np.float32]
+    """Events in the order of the data set, so two results of one protocol pair up."""
+
+    def json(self) -> dict[str, Any]:
+        """What `lexrec evaluate --json` prints."""
+        protocol = self.protocol.model_dump(mode="json")
+        return {"protocol": protocol, "metrics": self.metrics, "groups": self.groups}
+
+    def save(self, folder: str | Path) -> None:
+        """Write `ranks_<split>.npy` and `evaluation_<split>.json` into a run directory."""
+        path, split = Path(folder), self.protocol.split
+        with (path / f"ranks_{split}.npy").open("wb") as file:
+            np.save(file, self.rank_E, allow_pickle=False)
+        text = json.dumps(self.json(), indent=2) + "\n"
+        (path / f"evaluation_{split}.json").write_text(text, encoding="utf-8")
+
+    @staticmethod
+    def load(folder: str | Path, split: Split) -> "Evaluation":
+        """Read what `save` wrote.
+
+        Raises:
+            RunError: it is missing, damaged, or the ranks are not those of the protocol.
+        """
+        path = Path(folder)
+        try:
+            tree = json.loads((path / f"evaluation_{split}.json").read_text(encoding="utf-8"))
+            rank_E = np.load(path / f"ranks_{split}.npy", allow_pickle=False)
+            protocol = Protocol.model_validate(tree["protocol"])
+            found = Evaluation(protocol, tree["metrics"], tree["groups"], rank_E)
+        except (OSError, ValueError, EOFError, KeyError, TypeError, ValidationError) as error:
+            raise RunError(
+                f"{path} has no readable {split} evaluation ({error}); "
+                f"make one with: lexrec evaluate {path} --split {split}"
+            ) from error
+        if len(rank_E) != protocol.n_events:
+            raise RunError(
+                f"{path}/ranks_{split}.npy has {len(rank_E)} ranks, its protocol names {protocol.n_events} "
+                f"events; evaluate again"
+            )
+        return found
+
+
+def evaluate(
+    scorer: Scorer,
+    dataset: Dataset,
+    settings: EvaluationConfig | None = None,
+    *,
+    split: Split = "test",
+    selected_on: SelectedOn = "nothing",
+    allow_leak: bool = False,
+    light: bool = False,
+) -> Evaluation:
+    """Rank every event of a split against the whole catalogue.
+
+    Args:
+        scorer: a fitted baseline, or a model in a `ModelScorer`.
+        dataset: what it was fitted on.
+        settings: how to measure; the defaults are the project's protocol.
+        split: the part to measure.
+        selected_on: the part that chose the model, for the protocol.
+        allow_leak: whether its training was allowed to see its targets, for the protocol.
+        light: accuracy only, without groups and without lists: for validation after each epoch.
+
+    Raises:
+        DataError: the data set has no such events.
+        RunError: a score is NaN.
+    """
+    settings = settings or EvaluationConfig()
+    events = evaluation_events(dataset, split)
+    is_candidate_I = _candidates(dataset, settings.candidates)
+    rank_E, shown = _rank_all(scorer, dataset, events, settings, is_candidate_I, with_lists=not light)
+    protocol = Protocol(
+        lexrec=lexrec.__version__,
+        data=dataset.fingerprint,
+        split_rule=str(dataset.manifest.get("split", "unknown")),
+        split=split,
+        seen=settings.seen,
+        ties=settings.ties,
+        candidates=settings.candidates,
+        n_candidates=int(is_candidate_I.sum()),
+        n_events=len(events),
+        n_unreachable=int((~is_candidate_I[events.target_E]).sum()),
+        k=settings.k,
+        selected_on=selected_on,
+        allow_leak=allow_leak,
+    )
+    values = metrics.accuracy(rank_E, settings.k)
+    if light:
+        return Evaluation(protocol, values, {}, rank_E.astype(np.float32))
+    values |= _variety(shown, dataset, is_candidate_I)
+    groups = _groups(rank_E, dataset, events, settings.k)
+    return Evaluation(protocol, values, groups, rank_E.astype(np.float32))
+
+
+Shown = dict[int, NDArray[np.int64]]
+"""For each k, how often each item index stood among the first k of a list."""
+
+
+def _rank_all(
+    scorer: Scorer,
+    dataset: Dataset,
+    events: Events,
+    settings: EvaluationConfig,
+    is_candidate_I: NDArray[np.bool_],
+    *,
+    with_lists: bool,
+) -> tuple[NDArray[np.float64], Shown]:
+    rank_E = np.empty(len(events))
+    shown = {k: np.zeros(dataset.n_items + 2, dtype=np.int64) for k in settings.k if with_lists}
+    is_allowed_I = None if settings.candidates == "all" else torch.from_numpy(is_candidate_I)
+    nothing = Pairs(*torch.empty((2, 0), dtype=torch.int64))
+    for pick_R, length in _batches(events, scorer, settings.batch_size):
+        query = scorer.encode(histories(dataset, events, pick_R, length))
+        seen = seen_items(dataset, events, pick_R) if settings.seen == "remove" else nothing
+        target_R = torch.from_numpy(events.target_E[pick_R])
+        allowed, block = is_allowed_I, settings.block
+        try:
+            rank_R = target_ranks(
+                scorer, query, target_R, seen, is_allowed_I=allowed, ties=settings.ties, block=block
+            )
+        except NanScoreError as error:
+            raise _nan_error(scorer, dataset, int(events.user_E[pick_R[error.row]])) from error
+        rank_E[pick_R] = rank_R.numpy()
+        if with_lists:
+            top = top_k(scorer, query, settings.k[-1], exclude=seen, is_allowed_I=allowed, block=block)
+            for k, shown_I in shown.items():
+                shown_I += np.bincount(top.item_BK[:, :k].flatten().cpu().numpy(), minlength=len(shown_I))
+    for shown_I in shown.values():
+        shown_I[0] = 0  # PAD fills lists that end early
+    return rank_E, shown
+
+
+def _batches(events: Events, scorer: Scorer, batch_size: int) -> Iterator[tuple[NDArray[np.int64], int]]:
+    """Events of each batch and the row length they need; short histories share short rows."""
+    length_E = np.minimum(events.length_E, scorer.max_len)
+    order_E = np.argsort(length_E, kind="stable") if scorer.trims else np.arange(len(events))
+    for first in range(0, len(events), batch_size):
+        pick_R = order_E[first : first + batch_size]
+        longest = max(int(length_E[pick_R].max()), 1)
+        yield pick_R, longest if scorer.trims else scorer.max_len
+
+
+def _candidates(dataset: Dataset, rule: Candidates) -> NDArray[np.bool_]:
+    is_candidate_I = np.ones(dataset.n_items + 2, dtype=np.bool_)
+    if rule == "train":
+        is_candidate_I = dataset.train_count_I > 0
+    is_candidate_I[[0, -1]] = False
+    return is_candidate_I
+
+
+def _variety(shown: Shown, dataset: Dataset, is_candidate_I: NDArray[np.bool_]) -> dict[str, float]:
+    values = {}
+    count_I, n_candidates = dataset.train_count_I, int(is_candidate_I.sum())
+    for k, shown_I in shown.items():
+        values[f"coverage@{k}"] = metrics.coverage(shown_I, n_candidates)
+        values[f"gini@{k}"] = metrics.gini(shown_I, is_candidate_I)
+        values[f"mean_popularity@{k}"] = metrics.mean_popularity(shown_I, count_I)
+        values[f"popularity_bias@{k}"] = metrics.popularity_bias(shown_I, count_I, is_candidate_I)
+    return values
+
+
+def _groups(
+    rank_E: NDArray[np.float64], dataset: Dataset, events: Events, ks: tuple[int, ...]
+) -> dict[str, dict[str, dict[str, Any]]]:
+    count_E = dataset.train_count_I[events.target_E]
+    by_key = {
+        "history": _buckets(events.length_E, HISTORY_EDGES),
+        "popularity": _buckets(count_E, POPULARITY_EDGES),
+        "item": {"new": count_E == 0, "known": count_E > 0},
+    }
+    return {
+        key: {
+            name: {"events": int(is_in_E.sum()), "metrics": metrics.accuracy(rank_E[is_in_E], ks)}
+            for name, is_in_E in groups.items()
+            if is_in_E.any()
+        }
+        for key, groups in by_key.items()
+    }
+
+
+def _buckets(value_E: NDArray[np.int64], edges: tuple[int, ...]) -> dict[str, NDArray[np.bool_]]:
+    """Events whose value lies from each edge to below the next, by a name such as "5-9" or "50+"."""
+    found = {}
+    for low, high in pairwise(edges):
+        name = str(low) if high == low + 1 else f"{low}-{high - 1}"
+        found[name] = (value_E >= low) & (value_E < high)
+    return found | {f"{edges[-1]}+": value_E >= edges[-1]}
+
+
+def _nan_error(scorer: Scorer, dataset: Dataset, user: int) -> RunError:
+    of = scorer.model if isinstance(scorer, ModelScorer) else scorer
+    return RunError(
+        f"{type(of).__name__} gives NaN scores for user {dataset.users.id(user)!r}; a model that has "
+        "diverged cannot be ranked: train again with a lower train.lr or with train.clip_norm"
+    )

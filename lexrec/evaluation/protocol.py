@@ -1,0 +1,83 @@
+"""The protocol a result was measured under. Results of unlike protocols are refused a comparison."""
+
+from typing import Literal
+
+from lexrec.config import Config
+from lexrec.errors import ProtocolError
+from lexrec.evaluation.events import Split
+from lexrec.evaluation.ranks import Ties
+
+Seen = Literal["remove", "keep"]
+Candidates = Literal["all", "train"]
+SelectedOn = Literal["nothing", "validation", "test"]
+
+_MUST_AGREE = (
+    *("data", "split_rule", "split", "history", "seen", "ties"),
+    *("candidates", "n_candidates", "n_events", "n_unreachable"),
+)
+
+
+class Protocol(Config):
+    """Everything that decides what a metric's value means; stored with every result."""
+
+    lexrec: str
+    """Version that measured."""
+    data: str
+    """Fingerprint of the data set."""
+    split_rule: str
+    """How the data set was split: leave-one-out, time or given."""
+    split: Split
+    """Which part was measured."""
+    history: Literal["rolling"] = "rolling"
+    """The history of an event is everything its user did before it, earlier events of the part included."""
+    seen: Seen
+    """remove: items of the history do not compete, except a target that occurs again; keep: they do."""
+    ties: Ties
+    """What an item with the target's own score costs: expected half a place, optimistic 0, pessimistic 1."""
+    candidates: Candidates
+    """all items of the data set compete, or those with at least one training event."""
+    n_candidates: int
+    n_events: int
+    n_unreachable: int
+    """Events whose target is no candidate: counted as misses, with rank inf."""
+    k: tuple[int, ...]
+    selected_on: SelectedOn = "nothing"
+    """The part that chose the best epoch or the settings."""
+    allow_leak: bool = False
+    """The model was allowed to train with an input that shows its own targets."""
+
+    @property
+    def is_peeked(self) -> bool:
+        """True if the measured part also chose the model, which flatters it."""
+        return self.selected_on == self.split
+
+    def differences(self, other: "Protocol") -> list[str]:
+        """What makes two results unlike, each as `key: one, other`.
+
+        Not counted: the version, the ks (shared ones compare), `allow_leak` (a leak in training is a fault
+        of the model, not of the measurement), and `selected_on` beyond whether the measured part was used.
+        """
+        pairs = [(key, getattr(self, key), getattr(other, key)) for key in _MUST_AGREE]
+        if self.is_peeked != other.is_peeked:
+            pairs.append(("selected_on", self.selected_on, other.selected_on))
+        return [f"{key}: {one}, {two}" for key, one, two in pairs if one != two]
+
+    def require_alike(self, other: "Protocol", *, across_selection: bool = False) -> None:
+        """Refuse to go on with results that were not measured alike.
+
+        Args:
+            other: the protocol of the other result.
+            across_selection: let a result whose model was chosen on the measured part stand beside one
+                whose model was not, as a reproduction of a paper may need.
+
+        Raises:
+            ProtocolError: naming every difference.
+        """
+        found = self.differences(other)
+        if across_selection:
+            found = [text for text in found if not text.startswith("selected_on:")]
+        if found:
+            raise ProtocolError(
+                f"these results were not measured alike ({'; '.join(found)}); "
+                "evaluate both again under one protocol"
+            )
