@@ -3,7 +3,7 @@
 Dimension key: V tokens, W width of the language model.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -51,6 +51,10 @@ class TokenTable:
         if not self.tokens:
             return f"#{token}"
         return self.tokens[token].replace("\u2581", " ").replace("\u0120", " ")
+
+    def with_weight(self, weight_VW: Tensor) -> "TokenTable":
+        """The same table with other vectors for the same tokens."""
+        return replace(self, weight_VW=weight_VW)
 
     def random_like(self, seed: int) -> "TokenTable":
         """The control: a table of the same shape and scale whose vectors are noise.
