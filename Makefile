@@ -25,7 +25,7 @@ demo-fast: $(READY)
 # Tests run in several processes, each with one thread: quicker than one process with many.
 test: export OMP_NUM_THREADS = 1
 test: lint
-	$(BIN)/python -m pytest -n auto --maxprocesses 4
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check
