@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from lexrec.data.batch import Batch
+from lexrec.data.batch import Batch, with_slots
 from lexrec.models.base import SequenceModel
 
 
@@ -49,7 +49,10 @@ class ModelScorer:
     @torch.no_grad()
     def encode(self, batch: Batch) -> Tensor:
         """Hidden states, [B, D]."""
-        return self.model.encode_next(batch.to(self.device)).hidden_BLD[:, -1].float()
+        batch = batch.to(self.device)
+        if self.model.layout == "packed" and batch.slot_N is None:
+            batch = with_slots(batch, max(int(batch.length_B.sum()), 1))
+        return self.model.encode_next(batch).hidden_BLD[:, -1].float()
 
     @torch.no_grad()
     def score(self, query: Tensor, first: int, last: int) -> Tensor:

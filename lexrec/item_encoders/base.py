@@ -6,7 +6,7 @@ J items of one block, D width.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -35,8 +35,6 @@ class Catalogue:
     dim: int
     """Width of item vectors and hidden states."""
     tables: "tuple[TokenTable, ...]" = ()
-    titles: tuple[str, ...] = field(default=(), repr=False)
-    """Text of each item in index order, where the data set has any."""
 
 
 class Embedded(NamedTuple):

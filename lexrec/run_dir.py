@@ -1,0 +1,249 @@
+"""A run directory: everything a run was made from and everything it found, complete or clearly not.
+
+config.yaml          the whole config
+dataset.json         fingerprint, counts and folder of the data set
+items.parquet        the item vocabulary and item table, so that a run recommends without its data set
+tokens.json          name, source and sha256 of each token table
+metrics.jsonl        one line a validation
+checkpoints/STEP/    model.safetensors, trainer.safetensors, state.json (last)
+evaluations/SPLIT/   metrics, protocol, per-event ranks
+DONE                 which checkpoint is the best; written last
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from lexrec import registry
+from lexrec.config import AnyRunConfig, RunConfig, run_config
+from lexrec.data.dataset import Dataset
+from lexrec.data.vocabulary import Vocabulary
+from lexrec.errors import RunError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from lexrec.evaluation.scorer import Scorer
+    from lexrec.models.base import SequenceModel
+    from lexrec.tokens.table import TokenTable
+
+DONE = "DONE"
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """One run on disk. `create` starts one, `open` reads a finished one, `reopen` an unfinished one."""
+
+    path: Path
+
+    @staticmethod
+    def create(
+        path: str | Path, config: AnyRunConfig, dataset: Dataset, tables: "Sequence[TokenTable]" = ()
+    ) -> "RunDir":
+        """Start a run in a new or empty directory.
+
+        Raises:
+            RunError: the directory already holds something.
+        """
+        run = RunDir(Path(path))
+        if run.path.exists() and any(run.path.iterdir()):
+            done = "a finished run" if run.is_done else "an unfinished run (continue it with --resume)"
+            what = done if (run.path / "config.yaml").exists() else "other files"
+            raise RunError(f"{run.path} already holds {what}; choose another --out")
+        run.path.mkdir(parents=True, exist_ok=True)
+        write_json(run.path / "dataset.json", _dataset_card(dataset))
+        write_json(run.path / "tokens.json", [_table_card(table) for table in tables])
+        _write_items(dataset, run.path / "items.parquet")
+        text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+        (run.path / "config.yaml").write_text(text, encoding="utf-8")
+        return run
+
+    @staticmethod
+    def open(path: str | Path) -> "RunDir":
+        """A finished run.
+
+        Raises:
+            RunError: no run there, or one that did not finish.
+        """
+        run = RunDir.reopen(path)
+        if not run.is_done:
+            raise RunError(
+                f"{run.path} is not finished (no {DONE}); continue it with: lexrec train ... --resume"
+            )
+        return run
+
+    @staticmethod
+    def reopen(path: str | Path) -> "RunDir":
+        """A run, finished or not."""
+        run = RunDir(Path(path))
+        if not (run.path / "config.yaml").is_file():
+            raise RunError(f"{run.path} is not a run directory (no config.yaml)")
+        return run
+
+    @property
+    def is_done(self) -> bool:
+        return (self.path / DONE).is_file()
+
+    @cached_property
+    def config(self) -> AnyRunConfig:
+        text = (self.path / "config.yaml").read_text(encoding="utf-8")
+        return run_config(yaml.safe_load(text), source=str(self.path / "config.yaml"))
+
+    @cached_property
+    def dataset_card(self) -> dict[str, Any]:
+        card: dict[str, Any] = read_json(self.path / "dataset.json")
+        return card
+
+    @cached_property
+    def item_table(self) -> "pa.Table":
+        """item_id and what else is known of each item, row i is item index i + 1."""
+        import pyarrow.parquet as pq
+
+        return pq.read_table(self.path / "items.parquet")
+
+    @cached_property
+    def items(self) -> Vocabulary:
+        """The items a run can recommend."""
+        return Vocabulary(self.item_table["item_id"].to_pylist(), first=1, what="item")
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """What DONE says: best step, best epoch, validation metrics, seconds, parameters."""
+        found: dict[str, Any] = read_json(self.path / DONE)
+        return found
+
+    def dataset(self, folder: str | Path | None = None) -> Dataset:
+        """The data set of this run, from where it was or from `folder`.
+
+        Raises:
+            RunError: the data there is not what the run was trained on.
+        """
+        dataset = Dataset.load(folder if folder is not None else self.dataset_card["folder"])
+        self.require_dataset(dataset)
+        return dataset
+
+    def require_dataset(self, dataset: Dataset) -> None:
+        """Refuse another data set than this run's."""
+        mine = self.dataset_card["fingerprint"]
+        if dataset.fingerprint != mine:
+            raise RunError(
+                f"{self.path} was trained on data {mine[:12]}, "
+                f"{dataset.folder or 'the data set given'} is {dataset.fingerprint[:12]}"
+            )
+
+    def log(self, record: dict[str, Any]) -> None:
+        """One line more in metrics.jsonl."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def checkpoint(self, step: int) -> Path:
+        """Folder of a checkpoint."""
+        return self.path / "checkpoints" / f"{step:08d}"
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Mark the run complete. Nothing of it changes afterwards but its evaluations."""
+        write_json(self.path / DONE, summary)
+
+    def model(self, device: str = "cpu") -> "SequenceModel":
+        """The best model, in evaluation mode.
+
+        Raises:
+            RunError: this run is a baseline, or a token table is not the one it was trained with.
+        """
+        from safetensors.torch import load_file
+
+        from lexrec.item_encoders.base import Catalogue
+        from lexrec.models import build_model
+
+        if not isinstance(self.config, RunConfig):
+            raise RunError(f"{self.path} is a counting baseline; it has no model")
+        catalogue = Catalogue(self.dataset_card["n_items"], self.config.model.dim, self._tables())  # type: ignore[attr-defined]
+        model = build_model(self.config, catalogue)
+        model.load_state_dict(load_file(self.checkpoint(self.summary["best_step"]) / "model.safetensors"))
+        return model.to(device).eval()
+
+    def scorer(self, device: str = "cpu") -> "Scorer":
+        """What evaluation and the recommender rank with: the best model, or the counted baseline."""
+        if isinstance(self.config, RunConfig):
+            from lexrec.evaluation.scorer import ModelScorer
+
+            return ModelScorer(self.model(device))
+        from safetensors.torch import load_file
+
+        component = registry.load("baselines", self.config.baseline.name)  # type: ignore[attr-defined]
+        state = load_file(self.checkpoint(0) / "model.safetensors")
+        scorer: Scorer = component(self.config.baseline).load_state(state)
+        return scorer
+
+    def _tables(self) -> "tuple[TokenTable, ...]":
+        assert isinstance(self.config, RunConfig)
+        tables = load_tables(self.config)
+        for table, card in zip(tables, read_json(self.path / "tokens.json"), strict=True):
+            if table.sha256 != card["sha256"]:
+                raise RunError(
+                    f"{self.path} was trained with token table {card['name']} {card['sha256'][:12]}, "
+                    f"found {table.sha256[:12]}"
+                )
+        return tables
+
+
+def load_tables(config: RunConfig) -> "tuple[TokenTable, ...]":
+    """The token tables a run's item encoder names, in its order."""
+    from lexrec.tokens.catalogue import load_table
+
+    return tuple(load_table(name) for name in config.item_encoder.tables)  # type: ignore[attr-defined]
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write whole or not at all."""
+    partial = path.with_name(path.name + ".part")
+    with partial.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """Raises RunError where the file is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} is missing or damaged: {error}") from error
+
+
+def _dataset_card(dataset: Dataset) -> dict[str, Any]:
+    return {
+        "fingerprint": dataset.fingerprint,
+        "folder": None if dataset.folder is None else str(dataset.folder.resolve()),
+        "n_users": dataset.n_users,
+        "n_items": dataset.n_items,
+        "n_events": len(dataset.item_N),
+    }
+
+
+def _table_card(table: "TokenTable") -> dict[str, Any]:
+    return {
+        "name": table.name,
+        "source": table.source,
+        "revision": table.revision,
+        "sha256": table.sha256,
+        "shape": list(table.weight_VW.shape),
+        "licence": table.licence,
+    }
+
+
+def _write_items(dataset: Dataset, path: Path) -> None:
+    if dataset.folder is not None:
+        shutil.copyfile(dataset.folder / "items.parquet", path)
+        return
+    import pyarrow.parquet as pq
+
+    pq.write_table(dataset.item_table, path)

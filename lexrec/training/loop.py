@@ -1,0 +1,131 @@
+"""The training loop: batches, steps, validation, early stopping, checkpoints. Nothing else."""
+
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+
+from lexrec.config import RunConfig
+from lexrec.data.batch import Batch
+from lexrec.data.dataset import Dataset
+from lexrec.data.windows import Samples, Windows
+from lexrec.evaluation.evaluate import EvaluationConfig, evaluate
+from lexrec.evaluation.scorer import ModelScorer
+from lexrec.run_dir import RunDir
+from lexrec.training import checkpoint
+from lexrec.training.checkpoint import Progressed
+from lexrec.training.optimizer import build_optimizer, set_lr
+from lexrec.training.step import Step
+from lexrec.training.trackers import Tracker
+from lexrec.training.watch import LossWatch
+
+_CHECKPOINT_SECONDS = 300.0
+"""Between checkpoints within an epoch; each epoch that is validated ends with one."""
+
+
+class Trainer:
+    """Trains one step module on one data set into one run directory."""
+
+    def __init__(self, step: Step, dataset: Dataset, run: RunDir, device: torch.device) -> None:
+        assert isinstance(run.config, RunConfig)
+        self.config = run.config.train
+        self.step, self.dataset, self.run, self.device = step.to(device), dataset, run, device
+        self.optimizer = build_optimizer(step, self.config)
+        self.generator = torch.Generator(device).manual_seed(self.config.seed)
+        max_len, extra = step.model.max_len, step.objective.extra_events
+        self.samples = Samples.of(dataset, step.objective.sampling, max_len, extra)
+        self.windows = Windows(dataset, max_len + extra, device)
+        self.watch = LossWatch(run.path, device)
+        self.has_validation = bool((dataset.validation_end_U > dataset.train_end_U).any())
+        wants_bf16 = self.config.precision == "bf16" or (
+            self.config.precision == "auto" and device.type == "cuda"
+        )
+        self.arithmetic = torch.autocast(device.type, torch.bfloat16) if wants_bf16 else nullcontext()
+
+    @property
+    def n_steps(self) -> int:
+        """Optimizer steps of the longest possible run."""
+        return self.config.max_epochs * self.samples.n_batches(self.config.batch_size)
+
+    def fit(self, trackers: Sequence[Tracker]) -> Progressed:
+        """Train to the end, from the newest checkpoint if there is one.
+
+        Raises:
+            RunError: the loss became NaN or infinite.
+        """
+        model = self.step.model
+        at = checkpoint.restore(self.run, model, self.optimizer, self.generator)
+        for tracker in trackers:
+            tracker.begin(self.n_steps, at)
+        began = time.monotonic() - at.seconds
+        while at.epoch < self.config.max_epochs and at.n_worse < self.config.patience:
+            self._epoch(at, trackers, began)
+            at.epoch, at.batch = at.epoch + 1, 0
+            self.watch.check()
+            at.seconds = time.monotonic() - began
+            if at.epoch % self.config.evaluate_every == 0 or at.epoch == self.config.max_epochs:
+                self._validate(at, trackers)
+                self._save(at)
+        if checkpoint.newest(self.run) is None:
+            self._save(at)
+        return at
+
+    def _epoch(self, at: Progressed, trackers: Sequence[Tracker], began: float) -> None:
+        self.step.train()
+        last_saved = time.monotonic()
+        batches = self.samples.epoch(
+            self.windows, self.config.batch_size, seed=self.config.seed, epoch=at.epoch, skip=at.batch
+        )
+        for batch in batches:
+            loss = self._one(batch, at.step)
+            at.step, at.batch = at.step + 1, at.batch + 1
+            self.watch.see(at.step, loss, batch)
+            for tracker in trackers:
+                tracker.step(at, loss, len(batch.user_B))
+            if time.monotonic() - last_saved > _CHECKPOINT_SECONDS:
+                self.watch.check()
+                at.seconds = time.monotonic() - began
+                self._save(at)
+                last_saved = time.monotonic()
+
+    def _one(self, batch: Batch, step: int) -> torch.Tensor:
+        """One optimizer step; returns its loss, still on the device."""
+        set_lr(self.optimizer, self.config, step)
+        self.optimizer.zero_grad(set_to_none=True)
+        targets = self.step.objective.prepare(batch, self.generator)
+        with self.arithmetic:
+            loss: torch.Tensor = self.step(batch, targets)["loss"]
+        loss.backward()
+        if self.config.clip_norm:
+            torch.nn.utils.clip_grad_norm_(self.step.parameters(), self.config.clip_norm)
+        self.optimizer.step()
+        return loss.detach()
+
+    def _validate(self, at: Progressed, trackers: Sequence[Tracker]) -> None:
+        """Measure, note whether it is the best so far, and write it down."""
+        metrics = self._measure()
+        value = metrics.get(self.config.metric, float(at.epoch))
+        is_best = value > at.best
+        if is_best:
+            at.best, at.best_step, at.best_epoch, at.n_worse = value, at.step, at.epoch, 0
+        else:
+            at.n_worse += 1
+        record: dict[str, Any] = {"epoch": at.epoch, "step": at.step, "seconds": round(at.seconds, 3)}
+        self.run.log({**record, "best": is_best, **metrics})
+        for tracker in trackers:
+            tracker.validated(at, metrics, is_best)
+
+    def _measure(self) -> dict[str, float]:
+        """Validation metrics; none where the data set has no validation events: then the last epoch wins."""
+        if not self.has_validation:
+            return {}
+        k = int(self.config.metric.partition("@")[2])
+        scorer = ModelScorer(self.step.model)
+        settings = EvaluationConfig(k=(k,), batch_size=1024)
+        result = evaluate(scorer, self.dataset, settings, split="validation", light=True)
+        return result.metrics
+
+    def _save(self, at: Progressed) -> None:
+        checkpoint.save(self.run, self.step.model, self.optimizer, self.generator, at)

@@ -1,0 +1,22 @@
+"""Adam, and a linear warm-up."""
+
+import torch
+from torch import nn
+
+from lexrec.config import TrainConfig
+
+
+def build_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW over everything trainable; with weight_decay 0 it is Adam. One kernel a step on a GPU."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    is_on_gpu = any(p.is_cuda for p in parameters)
+    return torch.optim.AdamW(
+        parameters, lr=config.lr, weight_decay=config.weight_decay, fused=is_on_gpu, foreach=not is_on_gpu
+    )
+
+
+def set_lr(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int) -> None:
+    """The learning rate of optimizer step `step` (from 0)."""
+    share = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+    for group in optimizer.param_groups:
+        group["lr"] = config.lr * share

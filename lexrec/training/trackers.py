@@ -1,0 +1,127 @@
+"""What watches a training run: the terminal, TensorBoard, MLflow. Each is optional; none changes a number."""
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import Tensor
+
+from lexrec.errors import ConfigError
+from lexrec.run_dir import RunDir
+from lexrec.training.checkpoint import Progressed
+
+if TYPE_CHECKING:
+    from lexrec.training.progress import Progress
+
+KNOWN = ("progress", "tensorboard", "mlflow")
+_EVERY = 50
+"""Steps between two logged losses: reading one waits for the device."""
+
+
+class Tracker(Protocol):
+    """Told of every step and validation."""
+
+    def begin(self, n_steps: int, at: Progressed) -> None:
+        """Training starts or goes on at `at`; at most `n_steps` in all."""
+        ...
+
+    def step(self, at: Progressed, loss: Tensor, n_items: int) -> None:
+        """One optimizer step was taken; `loss` is still on the device."""
+        ...
+
+    def validated(self, at: Progressed, metrics: dict[str, float], is_best: bool) -> None:
+        """One validation was made."""
+        ...
+
+    def end(self) -> None:
+        """Training is over, or failed."""
+        ...
+
+
+def build_tracker(name: str, run: RunDir) -> Tracker:
+    """A tracker by name.
+
+    Raises:
+        ConfigError: unknown, or its package is not installed.
+    """
+    kinds: dict[str, Any] = {"progress": ProgressTracker, "tensorboard": TensorBoard, "mlflow": MLflow}
+    if name not in kinds:
+        raise ConfigError(f"no tracker {name!r}; known: {', '.join(KNOWN)}")
+    try:
+        tracker: Tracker = kinds[name](run)
+    except ImportError as error:
+        raise ConfigError(f"tracker {name} is not installed; run: pip install 'lexrec[{name}]'") from error
+    return tracker
+
+
+class ProgressTracker:
+    """A progress bar on a terminal, plain lines elsewhere."""
+
+    def __init__(self, run: RunDir) -> None:
+        self._progress: Progress | None = None
+
+    def begin(self, n_steps: int, at: Progressed) -> None:
+        from lexrec.training.progress import Progress
+
+        self._progress = Progress(n_steps, done=at.step)
+        self._progress.__enter__()
+
+    def step(self, at: Progressed, loss: Tensor, n_items: int) -> None:
+        assert self._progress is not None
+        self._progress.step(loss=loss, n_items=n_items)
+
+    def validated(self, at: Progressed, metrics: dict[str, float], is_best: bool) -> None:
+        assert self._progress is not None
+        self._progress.validated(at.epoch, metrics, best=is_best)
+
+    def end(self) -> None:
+        if self._progress is not None:
+            self._progress.__exit__(None, None, None)
+
+
+class TensorBoard:
+    """Scalars under the run directory's tensorboard/."""
+
+    def __init__(self, run: RunDir) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer: Any = SummaryWriter(str(run.path / "tensorboard"))
+
+    def begin(self, n_steps: int, at: Progressed) -> None:
+        pass
+
+    def step(self, at: Progressed, loss: Tensor, n_items: int) -> None:
+        if at.step % _EVERY == 0:
+            self._writer.add_scalar("loss", float(loss), at.step)
+
+    def validated(self, at: Progressed, metrics: dict[str, float], is_best: bool) -> None:
+        for name, value in metrics.items():
+            self._writer.add_scalar(f"validation/{name}", value, at.step)
+
+    def end(self) -> None:
+        self._writer.close()
+
+
+class MLflow:
+    """A run in MLflow's tracking server or folder, as its own environment variables say."""
+
+    def __init__(self, run: RunDir) -> None:
+        import mlflow
+
+        self._mlflow: Any = mlflow
+        mlflow.start_run(run_name=run.path.name)
+        mlflow.log_dict(run.config.model_dump(mode="json"), "config.json")
+        mlflow.set_tag("data", run.dataset_card["fingerprint"])
+
+    def begin(self, n_steps: int, at: Progressed) -> None:
+        pass
+
+    def step(self, at: Progressed, loss: Tensor, n_items: int) -> None:
+        if at.step % _EVERY == 0:
+            self._mlflow.log_metric("loss", float(loss), step=at.step)
+
+    def validated(self, at: Progressed, metrics: dict[str, float], is_best: bool) -> None:
+        for name, value in metrics.items():
+            # MLflow refuses "@" in a metric's name.
+            self._mlflow.log_metric(f"validation/{name.replace('@', '_at_')}", value, step=at.step)
+
+    def end(self) -> None:
+        self._mlflow.end_run()
