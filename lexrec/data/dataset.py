@@ -115,16 +115,26 @@ class Dataset:
         _check(dataset, path)
         return dataset
 
-    def save(self, folder: str | Path) -> "Dataset":
+    def save(self, folder: str | Path, *, force: bool = False) -> "Dataset":
         """Write into a new folder: first beside it, then renamed, so a half-written one never shows.
+
+        Args:
+            folder: where to; must not exist, or be empty.
+            force: replace a data set that is there already.
 
         Raises:
             DataError: the folder exists and is not a data set, or the disk is full.
         """
         from lexrec.data._write import write_dataset
 
-        write_dataset(self, Path(folder))
+        write_dataset(self, Path(folder), force=force)
         return Dataset.load(folder)
+
+    def summary(self) -> str:
+        """What is in it and what was dropped on the way, in a few lines for a person."""
+        from lexrec.data._summary import summary
+
+        return summary(self)
 
     def _end(self, last_split: int) -> NDArray[np.int64]:
         kept_N = np.concatenate([[0], np.cumsum(self.split_N <= last_split, dtype=np.int64)])

@@ -1,0 +1,122 @@
+"""Where preparation runs: any Ibis backend, an embedded DuckDB unless another is given.
+
+What differs between engines stands here and nowhere else.
+"""
+
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import duckdb
+import ibis
+import pyarrow as pa
+from ibis.common.exceptions import IbisError
+from ibis.expr import types as ir
+
+from lexrec.errors import DataError
+
+
+class Engine:
+    """An Ibis backend, and the tables that preparation keeps in it until it is done."""
+
+    def __init__(self, backend: Any) -> None:
+        self.backend = backend
+        self._kept: set[str] = set()
+        self._views: set[str] = set()
+
+    def keep(self, table: ir.Table) -> ir.Table:
+        """The table, computed once and held by the engine."""
+        name = self.name()
+        kept: ir.Table = self.backend.create_table(name, table, temp=True)
+        self._kept.add(name)
+        return kept
+
+    def load(self, data: pa.Table | pa.RecordBatchReader) -> ir.Table:
+        """Rows from memory or from another database, in their order."""
+        name = self.name()
+        self.backend.con.register(name, data)
+        try:
+            return self.keep(self.backend.table(name))
+        finally:
+            self.backend.con.unregister(name)
+
+    def drop(self, table: ir.Table) -> None:
+        """Give back the room of a kept table; nothing for any other."""
+        name = table.get_name()
+        if name in self._kept:
+            self._kept.discard(name)
+            self.backend.drop_table(name, force=True)
+
+    def close(self) -> None:
+        """Drop every table and view of ours that is still there."""
+        for name in sorted(self._kept):
+            self.backend.drop_table(name, force=True)
+        for name in sorted(self._views):
+            self.backend.drop_view(name, force=True)
+        self._kept.clear()
+        self._views.clear()
+
+    def rows(self, table: ir.Table) -> pa.Table:
+        """All rows as Arrow."""
+        return self.backend.to_pyarrow(table)
+
+    def one(self, table: ir.Table) -> dict[str, Any]:
+        """The only row of a table."""
+        row: dict[str, Any] = self.rows(table).to_pylist()[0]
+        return row
+
+    def count(self, table: ir.Table) -> int:
+        """Number of rows."""
+        return int(self.one(table.aggregate(n=table.count()))["n"])
+
+    def batches(self, table: ir.Table) -> pa.RecordBatchReader:
+        """All rows as Arrow, some at a time."""
+        return self.backend.to_pyarrow_batches(table, chunk_size=1_000_000)
+
+    def view(self, table: ir.Table) -> ir.Table:
+        """A file opened by the engine: its view is dropped with the kept tables."""
+        self._views.add(table.get_name())
+        return table
+
+    def type_name(self, dtype: Any) -> str:
+        """How the engine writes an Ibis type."""
+        return str(self.backend.compiler.type_mapper.to_string(dtype))
+
+    @staticmethod
+    def name() -> str:
+        """A name nothing else has."""
+        return f"lexrec_{uuid.uuid4().hex}"
+
+
+@contextmanager
+def working(backend: Any | None) -> Iterator[Engine]:
+    """The given backend, or an embedded DuckDB that spills to a scratch folder; nothing is left behind."""
+    if backend is not None:
+        engine = Engine(backend)
+        try:
+            yield engine
+        finally:
+            engine.close()
+        return
+    scratch = tempfile.mkdtemp(prefix="lexrec-")
+    duck = ibis.duckdb.connect(temp_directory=scratch, autoinstall_known_extensions=False)
+    # Text without an offset is UTC wherever the machine stands.
+    duck.raw_sql("SET TimeZone = 'UTC'")
+    try:
+        yield Engine(duck)
+    finally:
+        duck.disconnect()
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Turn an engine's complaint about a source into one line about it."""
+    try:
+        yield
+    except (duckdb.Error, pa.ArrowException, IbisError, OSError, UnicodeError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise DataError(f"cannot read {what}: {'; '.join(lines[:3]) or type(error).__name__}") from error
