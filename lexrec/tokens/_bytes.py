@@ -5,6 +5,7 @@ Formats are written against `ByteFile` alone, so each reads the same from a disk
 
 import io
 import zipfile
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,7 +79,7 @@ class ZipMember(ByteFile):
         self.name = f"{archive.name}/{member}"
         self._archive = archive
         with open_zip(archive) as opened:
-            self._info = member_info(opened, member)
+            self._info = member_info(opened, member, archive.name)
         self.size = self._info.file_size
 
     def _fill(self, offset: int, view: memoryview) -> None:
@@ -86,11 +87,7 @@ class ZipMember(ByteFile):
             with open_zip(self._archive) as opened, opened.open(self._info) as file:
                 file.seek(offset)
                 _fill_from(file, view, self.name)
-        except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError) as error:
-            raise TokensError(f"{self.name}: the archive is corrupt: {error}") from error
-        except Exception as error:
-            if type(error).__module__ != "zlib":
-                raise
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
             raise TokensError(f"{self.name}: the archive is corrupt: {error}") from error
 
 
@@ -122,19 +119,19 @@ def open_zip(path: Path) -> zipfile.ZipFile:
         raise TokensError(f"{path.name}: not a readable zip archive: {error}") from error
 
 
-def member_info(archive: zipfile.ZipFile, member: str) -> zipfile.ZipInfo:
+def member_info(archive: zipfile.ZipFile, member: str, where: str) -> zipfile.ZipInfo:
     """The member's record, after refusing unsafe names, bombs and encryption."""
     try:
         info = archive.getinfo(member)
     except KeyError:
-        raise TokensError(f"{archive.filename}: has no member {member!r}") from None
+        raise TokensError(f"{where}: has no member {member!r}") from None
     if member.startswith("/") or "\\" in member or ".." in member.split("/"):
-        raise TokensError(f"{archive.filename}: member name {member!r} leaves the archive; refused")
+        raise TokensError(f"{where}: member name {member!r} leaves the archive; refused")
     if info.flag_bits & 1:
-        raise TokensError(f"{archive.filename}: member {member!r} is encrypted; refused")
+        raise TokensError(f"{where}: member {member!r} is encrypted; refused")
     if info.file_size > _MAX_RATIO * max(info.compress_size, 1 << 10):
         raise TokensError(
-            f"{archive.filename}: member {member!r} claims to unpack {info.compress_size} bytes into "
+            f"{where}: member {member!r} claims to unpack {info.compress_size} bytes into "
             f"{info.file_size}; refused as a zip bomb (at most {_MAX_RATIO} to 1)"
         )
     return info

@@ -31,10 +31,10 @@ def folder() -> Path:
 
 
 def is_offline(offline: bool | None) -> bool:
-    """True where nothing may be fetched: as told, else by LEXREC_OFFLINE (1, true, yes, on)."""
+    """True where nothing may be fetched: as told, else by LEXREC_OFFLINE=1."""
     if offline is not None:
         return offline
-    return os.environ.get("LEXREC_OFFLINE", "").strip().lower() in {"1", "true", "yes", "on"}
+    return os.environ.get("LEXREC_OFFLINE", "").strip().lower() not in {"", "0", "false", "no", "off"}
 
 
 def lock(name: str) -> FileLock:
@@ -64,6 +64,11 @@ def find(entry: Entry, dtype: StoredDtype, *, verify: bool = False) -> TokenTabl
     if entry.sha256 and table.sha256 != entry.sha256:
         raise TokensError(f"{path}: holds tensor {table.sha256}, the catalogue names {entry.sha256}")
     return table
+
+
+def manifests() -> list[Path]:
+    """The manifests of every table in the cache."""
+    return sorted((folder() / "tables").glob("*.manifest.json"))
 
 
 def store(table: TokenTable, entry: Entry, dtype: StoredDtype) -> TokenTable:

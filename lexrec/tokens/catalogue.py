@@ -1,7 +1,10 @@
 """Known token tables by name, and `load_table`: from a name or a source to a TokenTable."""
 
+from collections.abc import Callable, Sequence
 from functools import cache as remember
+from functools import partial
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -69,6 +72,36 @@ def resolve(name: str) -> Entry:
             "pypi:name==version#file:tensor, file:path"
         )
     return Entry(name=_short_name(rest), source=name)
+
+
+def verify(name: str, *, dtype: StoredDtype = "bf16") -> TokenTable:
+    """Read a cached or written table and check every byte of it against its manifest's hashes.
+
+    Raises:
+        TokensError: not in the cache, no stored table, or damaged.
+    """
+    entry = resolve(name)
+    if entry.scheme == "file":
+        return stored.read(Path(entry.location) / stored.MANIFEST, verify=True)
+    found = cache.find(entry, dtype, verify=True)
+    if found is None:
+        raise TokensError(f"token table {name} ({dtype}) is not in the cache; lexrec tokens pull {name}")
+    return found
+
+
+def check(names: Sequence[str] = (), dtype: StoredDtype = "bf16") -> list[tuple[str, str]]:
+    """Verify tables, without names every one in the cache: each one's name and what is wrong, or ""."""
+    verifiers: list[tuple[str, Callable[[], TokenTable]]] = [
+        (name, partial(verify, name, dtype=dtype)) for name in names
+    ] or [(path.name, partial(stored.read, path, verify=True)) for path in cache.manifests()]
+    results = []
+    for name, verifier in verifiers:
+        try:
+            verifier()
+            results.append((name, ""))
+        except TokensError as error:
+            results.append((name, str(error)))
+    return results
 
 
 def _short_name(rest: str) -> str:

@@ -83,14 +83,15 @@ def scan(file: ByteFile) -> Contents:
     Raises:
         TokensError: no known format, or a file that contradicts itself.
     """
-    head = file.read(0, min(8, file.size))
+    head = file.read(0, min(9, file.size))
     if head.startswith(gguf_file.MAGIC):
         return gguf_file.scan(file)
     if head.startswith(torch_zip.MAGIC):
         return torch_zip.scan(file)
     if head.startswith(npy.MAGIC):
         return npy.scan(file)
-    if head[:1] == b"\x80":
+    # A safetensors header may be 640 bytes long, which begins like a pickle of protocol 2.
+    if head.startswith(b"\x80") and head[8:] != b"{":
         raise TokensError(
             f"{file.name}: a pickle, which is never loaded (it could run code); save it again with "
             "safetensors, or with torch.save of PyTorch 1.6 or later"
@@ -109,7 +110,7 @@ def choose(entries: Sequence[TensorEntry], tensor: str, where: str) -> TensorEnt
         if not named:
             raise TokensError(f"{where}: no tensor {tensor!r}; it has: {_listing(entries)}")
         return named[0]
-    usual = [entry for entry in entries if _is_usual(entry.name)]
+    usual = [entry for entry in entries if is_usual(entry.name)]
     matrices = [entry for entry in entries if len(entry.shape) == 2]
     # Tied weights appear under several names over the same bytes: they are one candidate.
     places = {(e.zip_header, e.offset, e.n_bytes or e.name): e for e in reversed(usual or matrices)}
@@ -153,7 +154,8 @@ def read_weight(file: ByteFile, entry: TensorEntry) -> tuple[Tensor, str]:
     return _to_bf16(raw, entry, file.name), hashlib.sha256(raw.data).hexdigest()
 
 
-def _is_usual(name: str) -> bool:
+def is_usual(name: str) -> bool:
+    """True for a name that language models give their token embeddings."""
     return any(name == usual or name.endswith(f".{usual}") for usual in USUAL_NAMES)
 
 

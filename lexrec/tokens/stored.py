@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lexrec.config import Config
 from lexrec.errors import TokensError
+from lexrec.tokens.entry import plain_name
 from lexrec.tokens.table import TokenTable
 
 StoredDtype = Literal["bf16", "int8"]
@@ -84,6 +85,25 @@ def write(table: TokenTable, manifest_path: Path, dtype: StoredDtype, naming: Na
     )
     _put(manifest_path, manifest.model_dump_json(indent=1).encode())
     return manifest
+
+
+def write_folder(table: TokenTable, out: Path, dtype: StoredDtype = "bf16") -> Path:
+    """Write a table to the folder `out/NAME`, to be read back as `file:out/NAME`.
+
+    Raises:
+        TokensError: that folder holds something else, or it cannot be written.
+    """
+    folder = out / plain_name(table.name)
+    manifest = folder / MANIFEST
+    if manifest.is_file() and (there := read_manifest(manifest)).sha256 != table.sha256:
+        raise TokensError(f"{folder} already holds the table {there.source}; choose another --out")
+    if not manifest.is_file() and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise TokensError(f"{folder} exists and holds no token table; choose another --out")
+    try:
+        write(table, manifest, dtype, lambda part, _: FOLDER_NAMES[part])
+    except OSError as error:
+        raise TokensError(f"cannot write {folder}: {error.strerror or error}") from error
+    return folder
 
 
 def read(manifest_path: Path, *, verify: bool = False) -> TokenTable:

