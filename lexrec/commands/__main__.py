@@ -22,7 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line, by default this process's; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = _dispatch(words)
+        # Taken out here, so that it may stand anywhere, after a sub-verb too.
+        code = _dispatch([word for word in words if word != "--debug"])
         # Output still in the buffer must fail here, where a closed pipe is expected.
         sys.stdout.flush()
     except LexrecError as error:
@@ -66,7 +67,6 @@ def _run(verb: str, words: list[str]) -> int:
     module = importlib.import_module(f"{commands.__name__}.{verb}")
     parser = argparse.ArgumentParser(prog=f"lexrec {verb}", description=module.HELP, allow_abbrev=False)
     module.add_arguments(parser)
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     # A component `module:Class` may lie where the command is run. Last, so that it shadows nothing.
     sys.path.append(str(Path.cwd()))
     code: int = module.run(_parse(parser, words))
@@ -84,7 +84,6 @@ def _parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namesp
 def _front_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lexrec", add_help=False, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"lexrec {__version__}")
-    parser.add_argument("--debug", action="store_true")
     return parser
 
 
@@ -99,7 +98,7 @@ def _overview() -> str:
             "",
             *lines,
             "",
-            "`lexrec VERB --help` explains one verb; --debug shows the traceback of an error.",
+            "`lexrec VERB --help` explains one verb; --debug, anywhere, shows the traceback of an error.",
         ]
     )
 

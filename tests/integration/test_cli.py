@@ -151,6 +151,10 @@ def test_a_verb_may_have_verbs_of_its_own(with_verbs):
     assert with_verbs("group", "pull", "a", "b", "--out", "x").stdout == "pull ['a', 'b'] x\n"
 
 
+def test_debug_may_follow_a_sub_verb(with_verbs):
+    assert with_verbs("group", "pull", "a", "--debug").stdout == "pull ['a'] None\n"
+
+
 def test_wrong_usage_exits_2_and_shows_the_usage(with_verbs):
     done = with_verbs("show", "--nope", "1")
     assert done.returncode == 2
