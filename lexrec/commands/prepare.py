@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from lexrec.errors import DataError
 
 if TYPE_CHECKING:
-    from lexrec.data._items import ItemTable
+    from lexrec.data.items import ItemTable
     from lexrec.data.prepare import Options
     from lexrec.data.splits import Split
 
@@ -92,7 +92,7 @@ def _add_split(group: argparse._ArgumentGroup) -> None:
 
 
 def _items(args: argparse.Namespace) -> "ItemTable | None":
-    from lexrec.data._items import ItemTable
+    from lexrec.data.items import ItemTable
 
     if args.items is None:
         said = [
@@ -127,15 +127,17 @@ def _options(args: argparse.Namespace) -> "Options":
 def _split(args: argparse.Namespace) -> "Split":
     from lexrec.data.splits import GivenSplit, LeaveOneOut, TimeSplit
 
-    given = {"column": args.split_column, "validation": args.given_validation}
-    by_time = {name: getattr(args, name) for name in ("validation", "test", "validation_from", "test_from")}
-    given, by_time = ({k: v for k, v in said.items() if v is not None} for said in (given, by_time))
-    kind = args.split or ("given" if "column" in given else "leave-one-out")
-    kinds = {"leave-one-out": LeaveOneOut, "time": TimeSplit, "given": GivenSplit}
-    if kind not in kinds:
-        raise DataError(f"--split {kind!r}; allowed: {', '.join(kinds)}")
-    for name, said in (("given", given), ("time", by_time)):
-        if said and kind != name:
-            option = "split-column" if "column" in said else next(iter(said)).replace("_", "-")
-            raise DataError(f"--{option} belongs to --split {name}, not to {kind}")
-    return kinds[kind](**(given if kind == "given" else by_time))
+    kind = args.split or ("given" if args.split_column else "leave-one-out")
+    if kind not in ("leave-one-out", "time", "given"):
+        raise DataError(f"--split {kind!r}; allowed: leave-one-out, time, given")
+    by_time = ("validation", "test", "validation_from", "test_from")
+    for owner, names in (("given", ("split_column", "given_validation")), ("time", by_time)):
+        said = [name for name in names if getattr(args, name) is not None]
+        if said and kind != owner:
+            raise DataError(f"--{said[0].replace('_', '-')} belongs to --split {owner}, not to {kind}")
+    if kind == "given":
+        return GivenSplit(args.split_column or "split", args.given_validation or "last-train")
+    if kind == "time":
+        validation, test = (0.1 if share is None else share for share in (args.validation, args.test))
+        return TimeSplit(validation, test, args.validation_from, args.test_from)
+    return LeaveOneOut()

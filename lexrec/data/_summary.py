@@ -29,18 +29,16 @@ def _drops(manifest: dict[str, Any]) -> Iterator[str]:
 
 
 def _split(manifest: dict[str, Any]) -> Iterator[str]:
-    split = manifest.get("split")
-    if not split:
-        return
-    counts = ", ".join(f"{name} {n:,}" for name, n in split["events"].items())
-    yield f"split {split['name']}: {counts}"
-    if split.get("users_all_train"):
-        yield f"users with fewer than 3 events, all train: {split['users_all_train']:,}"
-    if "users_with_validation_from_train" in split:
-        yield f"users whose last training event became validation: {split['users_with_validation_from_train']:,}"
-    if split["name"] == "time":
-        yield f"validation from {split['validation_from']}, test from {split['test_from']}"
-        yield f"users with test events and no training event: {split['users_test_only']:,}"
+    counts = ", ".join(f"{name} {n:,}" for name, n in manifest.get("split_events", {}).items())
+    yield f"split: {manifest.get('split', 'unknown')}; {counts}"
+    facts = manifest.get("split_facts", {})
+    if facts.get("users_all_train"):
+        yield f"users with fewer than 3 events, all train: {facts['users_all_train']:,}"
+    if facts.get("users_test_only"):
+        yield f"users with test events and no training event: {facts['users_test_only']:,}"
+    if "users_with_validation_from_train" in facts:
+        n_users = facts["users_with_validation_from_train"]
+        yield f"users whose last training event became validation: {n_users:,}"
 
 
 def _ties(manifest: dict[str, Any]) -> Iterator[str]:

@@ -57,7 +57,11 @@ def write_dataset(dataset: Dataset, folder: Path, *, force: bool = False) -> Non
 
 
 def _write_files(dataset: Dataset, folder: Path) -> None:
-    arrays = {"item": dataset.item_N, "offset": dataset.offset_U, "split": dataset.split_N}
+    arrays: dict[str, NDArray[Any]] = {
+        "item": dataset.item_N,
+        "offset": dataset.offset_U,
+        "split": dataset.split_N,
+    }
     if dataset.time_N is not None:
         arrays["time"] = dataset.time_N
     for name, array in arrays.items():

@@ -8,6 +8,7 @@ import difflib
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import ibis
 import numpy as np
 import pyarrow as pa
 from ibis.expr import types as ir
@@ -162,7 +163,8 @@ def _read_id(looked: _Looked) -> Role:
     if dtype.is_integer():
         return Role(column.cast("int64"), "integer")
     if dtype.is_floating() or dtype.is_decimal():
-        is_fault = _is_unbounded(column) | (column != column.floor())
+        number = column.cast("float64")
+        is_fault = _is_unbounded(number) | (number != number.floor())
         if seen["unbounded"] or seen["fraction"]:
             value = looked.example(is_fault)
             n = seen["unbounded"] + seen["fraction"]
@@ -183,8 +185,8 @@ def _read_time(looked: _Looked) -> Role:
     dtype = column.type()
     if seen["null"]:
         raise DataError(
-            f"{looked.source.name}: {seen['null']:,} of {seen['rows']:,} times (column {looked.name!r}) are missing; "
-            "drop those rows or fill them in"
+            f"{looked.source.name}: {seen['null']:,} of {seen['rows']:,} times (column {looked.name!r}) "
+            "are missing; drop those rows or fill them in"
         )
     if dtype.is_integer():
         return Role(column.cast("int64"), INTEGER)
@@ -218,7 +220,10 @@ def _numbers(number: Any, looked: _Looked) -> Role:
         return Role(number.cast("int64"), INTEGER)
     if looked.seen["wide"]:
         value = looked.example(number.abs() > _MOST_MILLIONTHS)
-        raise _unreadable(looked, looked.seen["wide"], f"{value} (fractions up to {_MOST_MILLIONTHS:g} only)")
+        raise DataError(
+            f"{looked.source.name}: times (column {looked.name!r}) have fractions and go up to {value:g}, "
+            f"beyond {_MOST_MILLIONTHS:g}; make them whole numbers"
+        )
     return Role(number, MILLIONTH)
 
 
@@ -227,7 +232,7 @@ def _read_rating(looked: _Looked) -> Role:
     dtype = column.type()
     where = f"{looked.source.name}: ratings (column {looked.name!r})"
     if dtype.is_numeric():
-        return Role(column.cast("float64"), "number")
+        return Role(_number(column.cast("float64")), "number")
     if not dtype.is_string():
         raise DataError(f"{where} are of type {dtype}; a rating is a number")
     number = column.try_cast("float64")
@@ -236,7 +241,7 @@ def _read_rating(looked: _Looked) -> Role:
         raise DataError(
             f"{where}: {seen['no_number']:,} of {seen['rows']:,} are not numbers, such as {value!r}"
         )
-    return Role(number, "number")
+    return Role(_number(number), "number")
 
 
 def _read_split(looked: _Looked) -> Role:
@@ -259,6 +264,11 @@ def _mark(value: Any) -> int | None:
     return int(value) if isinstance(value, int) and value in (0, 1, 2) else None
 
 
+def _number(value: Any) -> Any:
+    """Null for what is not a number: engines hold that it is larger than any."""
+    return value.isnan().ifelse(ibis.null("float64"), value)
+
+
 def _moment(column: Any) -> Any:
     """ISO text as a moment in UTC; text without an offset is taken as UTC. Null where it is neither."""
     return column.try_cast("timestamp('UTC')")
@@ -276,8 +286,9 @@ def _is_unbounded(value: Any) -> Any:
 
 def _unreadable(looked: _Looked, n: int, value: Any) -> DataError:
     return DataError(
-        f"{looked.source.name}: {n:,} of {looked.seen['rows']:,} times (column {looked.name!r}) cannot be read, "
-        f"such as {value}; a time is a timestamp, a date, a number or ISO text such as 2024-05-01T12:00:00Z"
+        f"{looked.source.name}: {n:,} of {looked.seen['rows']:,} times (column {looked.name!r}) cannot be "
+        f"read, such as {value!r}; "
+        "a time is a timestamp, a date, a number or ISO text such as 2024-05-01T12:00:00Z"
     )
 
 

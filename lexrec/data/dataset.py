@@ -12,7 +12,6 @@ A folder holds
 Dimension key: N events, U users.
 """
 
-import hashlib
 import json
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lexrec.data._fingerprint import fingerprint as fingerprint
 from lexrec.data.vocabulary import Vocabulary
 from lexrec.errors import DataError
 
@@ -138,7 +138,8 @@ class Dataset:
 
     def _end(self, last_split: int) -> NDArray[np.int64]:
         kept_N = np.concatenate([[0], np.cumsum(self.split_N <= last_split, dtype=np.int64)])
-        return self.start_U + kept_N[self.offset_U[1:]] - kept_N[self.offset_U[:-1]]
+        end_U: NDArray[np.int64] = self.start_U + kept_N[self.offset_U[1:]] - kept_N[self.offset_U[:-1]]
+        return end_U
 
     def _table(self, name: str) -> "pa.Table":
         if name in self.tables:
@@ -148,19 +149,6 @@ class Dataset:
         if self.folder is None:
             raise DataError(f"this data set has no {name} table and no folder to read one from")
         return pq.read_table(self.folder / f"{name}.parquet")
-
-
-def fingerprint(arrays: dict[str, NDArray[Any]], user_table: "pa.Table", item_table: "pa.Table") -> str:
-    """sha256 over the arrays and the tables' values, whatever wrote them and in whichever file format."""
-    digest = hashlib.sha256()
-    for name, array in sorted(arrays.items()):
-        digest.update(f"{name}:{array.dtype.str}:{array.shape}\n".encode())
-        digest.update(np.ascontiguousarray(array))
-    for table in (user_table, item_table):
-        for column in sorted(table.column_names):
-            values = json.dumps([column, table[column].to_pylist()], default=str, ensure_ascii=False)
-            digest.update(values.encode())
-    return digest.hexdigest()
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -184,8 +172,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 def _open(path: Path) -> NDArray[Any]:
     try:
-        mode = "r" if path.stat().st_size > 0 else None
-        array: NDArray[Any] = np.load(path, mmap_mode=mode, allow_pickle=False)
+        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path} is missing or damaged: {error}") from error
     return array

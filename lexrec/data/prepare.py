@@ -22,11 +22,11 @@ from lexrec.data import splits
 from lexrec.data._arrays import Arrays, count_ties, only, read_arrays
 from lexrec.data._coding import Coded, encode
 from lexrec.data._engine import Engine, working
-from lexrec.data._items import Described, ItemTable, describe
 from lexrec.data._write import refuse_target, write_dataset
 from lexrec.data.columns import Columns
 from lexrec.data.dataset import FORMAT_VERSION, Dataset, fingerprint
 from lexrec.data.filters import Filters, size, steps
+from lexrec.data.items import Described, ItemTable, describe
 from lexrec.data.readers import open_source
 from lexrec.data.splits import GivenSplit, LeaveOneOut, Marked, Split, TimeSplit
 from lexrec.errors import DataError
@@ -110,12 +110,14 @@ def build(events: Any, columns: Columns, *, items: ItemTable | None = None, opti
         "ids": {role: coded.kinds[role] for role in ("user", "item")},
         "filters": asdict(options.filters),
         "dropped": dropped,
-        "split": asdict(options.split) | _split_counts(marked),
+        "split": splits.rule(options.split, marked),
+        "split_events": _split_events(marked),
+        "split_facts": marked.facts,
         "ties": _ties(options.ties, arrays),
         "time_unit": coded.kinds.get("time"),
-        "item_table": _item_facts(described, item_table),
+        "item_table": _item_facts(described, arrays),
     }
-    return _dataset(arrays, marked.mark_N, users, _stored(item_table), facts)
+    return _dataset(arrays, marked.mark_N, users, item_table, facts)
 
 
 def _refuse_contradictions(columns: Columns, options: Options) -> None:
@@ -158,16 +160,17 @@ def _mark(arrays: Arrays, coded: Coded, split: Split, users: pa.Table) -> Marked
         marked, fault = splits.given(arrays.mark_N, arrays.offset_U, split)
         if fault is not None:
             raise DataError(
-                f"split column {split.column!r} goes back in time: user {users['user_id'][fault].as_py()!r} has an "
-                "event marked for an earlier split after one marked for a later; check --time, or split again"
+                f"split column {split.column!r} goes back in time: user "
+                f"{users['user_id'][fault].as_py()!r} has an event marked for an earlier split after one "
+                "marked for a later; check --time, or split again"
             )
         return marked
     return splits.leave_one_out(arrays.offset_U)
 
 
-def _split_counts(marked: Marked) -> dict[str, Any]:
-    count_S = np.bincount(marked.mark_N, minlength=3).tolist()
-    return {"events": dict(zip(("train", "validation", "test"), count_S, strict=True)), **marked.facts}
+def _split_events(marked: Marked) -> dict[str, int]:
+    counts = np.bincount(marked.mark_N, minlength=3).tolist()
+    return dict(zip(("train", "validation", "test"), counts, strict=True))
 
 
 def _ties(rule: Ties, arrays: Arrays) -> dict[str, Any]:
@@ -175,23 +178,19 @@ def _ties(rule: Ties, arrays: Arrays) -> dict[str, Any]:
     return {"rule": rule, "adjacent": n_tied}
 
 
-def _item_facts(described: Described | None, table: pa.Table) -> dict[str, Any] | None:
+def _item_facts(described: Described | None, arrays: Arrays) -> dict[str, Any] | None:
     """What the item table gave, and what it did not."""
     if described is None:
         return None
-    n_known = int(np.count_nonzero(table["is_known"].to_numpy()))
-    missing, unused = len(table) - n_known, described.n_rows - n_known
+    n_known = int((described.is_known_C & arrays.is_item_C).sum())
+    missing, unused = int(arrays.is_item_C.sum()) - n_known, described.n_rows - n_known
     return {"rows": described.n_rows, "missing": missing, "unused": unused, "note": described.note}
-
-
-def _stored(table: pa.Table) -> pa.Table:
-    return table.drop_columns([name for name in ("code", "is_known") if name in table.column_names])
 
 
 def _dataset(
     arrays: Arrays, mark_N: NDArray[np.uint8], users: pa.Table, items: pa.Table, facts: dict[str, Any]
 ) -> Dataset:
-    flat = {"item": arrays.item_N, "offset": arrays.offset_U, "split": mark_N}
+    flat: dict[str, NDArray[Any]] = {"item": arrays.item_N, "offset": arrays.offset_U, "split": mark_N}
     if arrays.time_N is not None:
         flat["time"] = arrays.time_N
     manifest = {

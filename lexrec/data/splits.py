@@ -10,7 +10,7 @@ Dimension key: N events, U users.
 import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +35,7 @@ class LeaveOneOut:
     Users with fewer than 3 events are all train.
     """
 
-    name: Literal["leave-one-out"] = "leave-one-out"
+    name: ClassVar[str] = "leave-one-out"
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class TimeSplit:
     """First moment: ISO text where times are timestamps, a number where they are numbers."""
     test_from: str | float | None = None
     """Second moment."""
-    name: Literal["time"] = "time"
+    name: ClassVar[str] = "time"
 
     def __post_init__(self) -> None:
         if min(self.validation, self.test) < 0 or self.validation + self.test >= 1:
@@ -72,7 +72,7 @@ class GivenSplit:
     validation: Literal["last-train", "none"] = "last-train"
     """Where the column has no validation event at all: take the last training event of each user with
     at least 3 (the two that stay are the least a model can learn a next item from), or take none."""
-    name: Literal["given"] = "given"
+    name: ClassVar[str] = "given"
 
     def __post_init__(self) -> None:
         if self.validation not in ("last-train", "none"):
@@ -151,6 +151,16 @@ def given(
     is_taken_U = n_train_U >= _SHORTEST
     mark_N[(offset_U[:-1] + n_train_U - 1)[is_taken_U]] = VALIDATION
     return Marked(mark_N, {"users_with_validation_from_train": int(is_taken_U.sum())}), None
+
+
+def rule(split: Split, marked: Marked) -> str:
+    """The split in one line: what two data sets must share for their results to be alike."""
+    if isinstance(split, TimeSplit):
+        facts = marked.facts
+        return f"time (validation from {facts['validation_from']}, test from {facts['test_from']})"
+    if isinstance(split, GivenSplit):
+        return f"given (column {split.column}, validation {split.validation})"
+    return split.name
 
 
 def describe(moment: int, unit: str) -> str:

@@ -1,11 +1,15 @@
-"""The item table: what is known of each item besides who bought it."""
+"""The item table: what is known of each item besides who chose it.
+
+Dimension key: C codes, of all items that events have.
+"""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from ibis.expr import types as ir
+from numpy.typing import NDArray
 
 from lexrec.data._engine import Engine, reading
 from lexrec.data.columns import Role, Source, is_integer_text, pick, read_roles
@@ -46,7 +50,9 @@ class Described(NamedTuple):
     """The item vocabulary with what is known of each item."""
 
     table: pa.Table
-    """`code`, `is_known` (the item table has a row), `item_id` and the stored columns, by code."""
+    """`item_id` and the stored columns, by code."""
+    is_known_C: NDArray[np.bool_]
+    """True where the item table has a row."""
     name: str
     """What the item table is called."""
     n_rows: int
@@ -76,16 +82,19 @@ def describe(vocabulary: ir.Table, kind: str, items: ItemTable, item: str, engin
     role = read_roles(table, {"item_id": names["item_id"]}, source, engine)["item_id"]
     table, note = _matched(table, role, kind, source, engine)
     _refuse_repeats(table, source, engine)
-    known = vocabulary.left_join(table, vocabulary.id == table.item_id)
-    stored = {name: known[name] for name in names if name != "item_id"}
-    described = known.select("code", is_known=known.item_id.notnull(), item_id=known.id, **stored)
-    rows = engine.rows(described.order_by("code"))
-    if not pc.any(rows["is_known"]).as_py():
+    # The user's columns may have any name: ours must not meet them.
+    ours = vocabulary.select(lexrec_id="id", lexrec_code="code")
+    known = ours.left_join(table, ours.lexrec_id == table.item_id).order_by("lexrec_code")
+    rows = engine.rows(known.drop("lexrec_code"))
+    is_known_C = rows["item_id"].is_valid().to_numpy()
+    rows = rows.drop_columns("item_id").rename_columns({"lexrec_id": "item_id"})
+    n_rows = engine.count(table)
+    if not is_known_C.any():
         raise DataError(
-            f"{source.name}: none of its {engine.count(table):,} item ids occurs in the interactions "
+            f"{source.name}: none of its {n_rows:,} item ids occurs in the interactions "
             f"(theirs are like {rows['item_id'][0].as_py()!r}); is {names['item_id']!r} the right column?"
         )
-    return Described(rows, source.name, engine.count(table), note)
+    return Described(rows, is_known_C, source.name, n_rows, note)
 
 
 def _texts(table: ir.Table) -> dict[str, Any]:
