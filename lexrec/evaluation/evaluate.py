@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
 import lexrec
 from lexrec.config import Config
@@ -78,35 +78,34 @@ class Evaluation:
         return {"protocol": protocol, "metrics": self.metrics, "groups": self.groups}
 
     def save(self, folder: str | Path) -> None:
-        """Write `ranks_<split>.npy` and `evaluation_<split>.json` into a run directory."""
-        path, split = Path(folder), self.protocol.split
-        with (path / f"ranks_{split}.npy").open("wb") as file:
+        """Write protocol.json, metrics.json (metrics and groups) and ranks_<split>.npy into a folder."""
+        path, tree = Path(folder), self.json()
+        path.mkdir(parents=True, exist_ok=True)
+        with (path / f"ranks_{self.protocol.split}.npy").open("wb") as file:
             np.save(file, self.rank_E, allow_pickle=False)
-        text = json.dumps(self.json(), indent=2) + "\n"
-        (path / f"evaluation_{split}.json").write_text(text, encoding="utf-8")
+        _write_json(path / "protocol.json", tree.pop("protocol"))
+        _write_json(path / "metrics.json", tree)
 
     @staticmethod
-    def load(folder: str | Path, split: Split) -> "Evaluation":
+    def load(folder: str | Path) -> "Evaluation":
         """Read what `save` wrote.
 
         Raises:
-            RunError: it is missing, damaged, or the ranks are not those of the protocol.
+            RunError: it is missing or damaged, or the ranks are not those of the protocol.
         """
         path = Path(folder)
         try:
-            tree = json.loads((path / f"evaluation_{split}.json").read_text(encoding="utf-8"))
-            rank_E = np.load(path / f"ranks_{split}.npy", allow_pickle=False)
-            protocol = Protocol.model_validate(tree["protocol"])
+            protocol = Protocol.model_validate_json((path / "protocol.json").read_bytes())
+            tree = json.loads((path / "metrics.json").read_bytes())
+            rank_E = np.load(path / f"ranks_{protocol.split}.npy", allow_pickle=False)
             found = Evaluation(protocol, tree["metrics"], tree["groups"], rank_E)
-        except (OSError, ValueError, EOFError, KeyError, TypeError, ValidationError) as error:
-            raise RunError(
-                f"{path} has no readable {split} evaluation ({error}); "
-                f"make one with: lexrec evaluate {path} --split {split}"
-            ) from error
+        except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
+            why = " ".join(str(error).split())
+            raise RunError(f"{path} holds no readable evaluation ({why}); evaluate again") from error
         if len(rank_E) != protocol.n_events:
             raise RunError(
-                f"{path}/ranks_{split}.npy has {len(rank_E)} ranks, its protocol names {protocol.n_events} "
-                f"events; evaluate again"
+                f"{path}/ranks_{protocol.split}.npy has {len(rank_E)} ranks, its protocol names "
+                f"{protocol.n_events} events; evaluate again"
             )
         return found
 
@@ -143,7 +142,7 @@ def evaluate(
     protocol = Protocol(
         lexrec=lexrec.__version__,
         data=dataset.fingerprint,
-        split_rule=str(dataset.manifest.get("split", "unknown")),
+        split_rule=str(dataset.manifest["split"]["name"]),
         split=split,
         seen=settings.seen,
         ties=settings.ties,
@@ -163,6 +162,10 @@ def evaluate(
     return Evaluation(protocol, values, groups, rank_E.astype(np.float32))
 
 
+def _write_json(path: Path, tree: dict[str, Any]) -> None:
+    path.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
+
+
 Shown = dict[int, NDArray[np.int64]]
 """For each k, how often each item index stood among the first k of a list."""
 
@@ -179,7 +182,7 @@ def _rank_all(
     rank_E = np.empty(len(events))
     shown = {k: np.zeros(dataset.n_items + 2, dtype=np.int64) for k in settings.k if with_lists}
     is_allowed_I = None if settings.candidates == "all" else torch.from_numpy(is_candidate_I)
-    nothing = Pairs(*torch.empty((2, 0), dtype=torch.int64))
+    nothing = Pairs.of([])
     for pick_R, length in _batches(events, scorer, settings.batch_size):
         query = scorer.encode(histories(dataset, events, pick_R, length))
         seen = seen_items(dataset, events, pick_R) if settings.seen == "remove" else nothing

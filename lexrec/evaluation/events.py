@@ -6,7 +6,9 @@ under a time split a user has several events, each ranked once, each with all th
 Dimension key: E evaluation events, N events of the data set, R events of one batch, L positions.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -26,6 +28,12 @@ class Pairs(NamedTuple):
 
     row_S: torch.Tensor
     item_S: torch.Tensor
+
+    @staticmethod
+    def of(items_B: Sequence[Sequence[int]]) -> "Pairs":
+        """One list of item indexes a row."""
+        row_S = torch.repeat_interleave(torch.tensor([len(items) for items in items_B], dtype=torch.int64))
+        return Pairs(row_S, torch.tensor(list(chain.from_iterable(items_B)), dtype=torch.int64))
 
     def within(self, first: int, last: int) -> "Pairs":
         """The pairs whose item lies in first..last-1, items counted from `first`."""

@@ -26,28 +26,27 @@ Floats = NDArray[np.float64]
 _NAME = re.compile(r"([a-z]+)@([1-9][0-9]*)")
 
 
-def hit_rate(rank_E: NDArray[Any], k: int) -> Floats:
+def hit_rate(rank_E: Floats, k: int) -> Floats:
     """1 where the target is among the first k."""
-    hit_E: Floats = np.where(rank_E <= k, 1.0, 0.0)
-    return hit_E
+    return np.asarray(rank_E <= k, dtype=np.float64)
 
 
-def recall(rank_E: NDArray[Any], k: int) -> Floats:
+def recall(rank_E: Floats, k: int) -> Floats:
     """Share of an event's one relevant item among the first k: equal to `hit_rate`."""
     return hit_rate(rank_E, k)
 
 
-def ndcg(rank_E: NDArray[Any], k: int) -> Floats:
+def ndcg(rank_E: Floats, k: int) -> Floats:
     """Discounted gain of the target, with the ideal being rank 1."""
     return hit_rate(rank_E, k) / np.log2(1.0 + rank_E)
 
 
-def reciprocal_rank(rank_E: NDArray[Any], k: int) -> Floats:
+def reciprocal_rank(rank_E: Floats, k: int) -> Floats:
     """Inverse of the rank, 0 beyond k."""
     return hit_rate(rank_E, k) / rank_E
 
 
-ACCURACY: dict[str, Callable[[NDArray[Any], int], Floats]] = {
+ACCURACY: dict[str, Callable[[Floats, int], Floats]] = {
     "hr": hit_rate,
     "ndcg": ndcg,
     "mrr": reciprocal_rank,

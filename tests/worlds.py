@@ -39,18 +39,19 @@ def of_arrays(
     }
     arrays = {"item": item_N, "offset": offset_U, "split": split_N}
     print_ = fingerprint(arrays, tables["users"], tables["items"])
-    manifest = {"n_items": n_items, "fingerprint": print_, "split": "leave-one-out"}
+    manifest = {"n_items": n_items, "fingerprint": print_, "split": {"name": "leave-one-out"}}
     return Dataset(item_N, offset_U, split_N, time_N, manifest, tables=tables)
 
 
 def leave_one_out(path: Path) -> Dataset:
-    """A folder of the development data: items sorted by id, users by id, events by position."""
+    """A folder of the development data: users and items by id, events by position, repeats dropped."""
     table = pq.read_table(path / "interactions.parquet", columns=["user_id", "item_id", "position"])
-    table = table.sort_by([("user_id", "ascending"), ("position", "ascending")])
-    ids, item_N = np.unique(table["item_id"].to_numpy(), return_inverse=True)
-    _, length_U = np.unique(table["user_id"].to_numpy(), return_counts=True)
+    frame = table.to_pandas().sort_values(["user_id", "position"], kind="stable")
+    frame = frame.drop_duplicates(["user_id", "item_id"])
+    ids, item_N = np.unique(frame["item_id"].to_numpy(), return_inverse=True)
+    length_U = frame.groupby("user_id").size().to_numpy()
     offset_U = np.concatenate([[0], np.cumsum(length_U)]).astype(np.int64)
     split_N = np.full(len(item_N), TRAIN, dtype=np.uint8)
     split_N[offset_U[1:] - 1] = TEST
-    split_N[offset_U[1:] - 2] = VALIDATION
+    split_N[(offset_U[1:] - 2)[length_U > 2]] = VALIDATION
     return of_arrays((item_N + 1).astype(np.int32), offset_U, split_N, len(ids))
