@@ -3,7 +3,7 @@
     python benchmarks/seeds.py --data data/beauty --seeds 3 --jobs 6 --out figures.jsonl \
         --arm "plain: sasrec" --arm "wide: sasrec model.dim=128"
 
-Each arm is `NAME: RECIPE key=value ...`. One JSON line a run: arm, seed, best epoch, seconds, test metrics;
+Each arm is `NAME: RECIPE key=value ...`, where {seed} stands for the run's seed. One JSON line a run: arm, seed, best epoch, seconds, test metrics;
 then one line an arm with mean and standard deviation over seeds. Full ranking, seen items removed, ties at
 half a place, best epoch by validation.
 """
@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 SHOWN = ("hr@10", "ndcg@10", "hr@20", "ndcg@20")
@@ -38,9 +38,10 @@ def main() -> None:
     jobs = [(arm, args.first_seed + i) for i in range(args.seeds) for arm in args.arm]
     results = []
     with ThreadPoolExecutor(args.jobs) as pool:
-        for result in pool.map(lambda job: _spawn(*job, args.data, args.device), jobs):
-            results.append(result)
-            _write(args.out, result)
+        running = [pool.submit(_spawn, arm, seed, args.data, args.device) for arm, seed in jobs]
+        for done in as_completed(running):
+            results.append(done.result())
+            _write(args.out, results[-1])
     for arm in dict.fromkeys(r["arm"] for r in results):
         _write(args.out, _mean(arm, [r for r in results if r["arm"] == arm and "metrics" in r]))
 
@@ -51,7 +52,7 @@ def _one(arm: str, data: str, seed: int, device: str) -> dict[str, object]:
     from lexrec.training.train import train
 
     name, _, words = arm.partition(":")
-    recipe, *overrides = words.split()
+    recipe, *overrides = words.replace("{seed}", str(seed)).split()
     folder = Path(tempfile.mkdtemp(prefix="lexrec-seeds-"))
     dataset = Dataset.load(data)
     try:
@@ -75,7 +76,7 @@ def _spawn(arm: str, seed: int, data: str, device: str) -> dict[str, object]:
     command += ["--first-seed", str(seed), "--device", device]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        return {"arm": arm.partition(":")[0], "seed": seed, "error": done.stderr[-2000:]}
+        return {"arm": arm.partition(":")[0], "seed": seed, "error": done.stderr[-300:]}
     result: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
     return result
 
@@ -83,7 +84,7 @@ def _spawn(arm: str, seed: int, data: str, device: str) -> dict[str, object]:
 def _mean(arm: str, runs: list[dict[str, object]]) -> dict[str, object]:
     summary: dict[str, object] = {"arm": arm, "seeds": len(runs)}
     for key in SHOWN:
-        values = [run["metrics"][key] for run in runs]  # type: ignore[index]
+        values = [run["metrics"][key] for run in runs]
         if values:
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
             summary[key] = [round(statistics.mean(values), 5), round(spread, 5)]
