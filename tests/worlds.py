@@ -7,7 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lexrec.data.dataset import TEST, TRAIN, VALIDATION, Dataset, fingerprint
+from lexrec.data._fingerprint import fingerprint
+from lexrec.data.dataset import TEST, TRAIN, VALIDATION, Dataset
 
 
 def world(
@@ -39,7 +40,7 @@ def of_arrays(
     }
     arrays = {"item": item_N, "offset": offset_U, "split": split_N}
     print_ = fingerprint(arrays, tables["users"], tables["items"])
-    manifest = {"n_items": n_items, "fingerprint": print_, "split": {"name": "leave-one-out"}}
+    manifest = {"n_items": n_items, "fingerprint": print_, "split": "leave-one-out"}
     return Dataset(item_N, offset_U, split_N, time_N, manifest, tables=tables)
 
 

@@ -142,7 +142,7 @@ def evaluate(
     protocol = Protocol(
         lexrec=lexrec.__version__,
         data=dataset.fingerprint,
-        split_rule=str(dataset.manifest["split"]["name"]),
+        split_rule=str(dataset.manifest["split"]),
         split=split,
         seen=settings.seen,
         ties=settings.ties,

@@ -25,7 +25,7 @@ class Protocol(Config):
     data: str
     """Fingerprint of the data set."""
     split_rule: str
-    """How the data set was split: leave-one-out, time or given."""
+    """How the data set was split, such as leave-one-out."""
     split: Split
     """Which part was measured."""
     history: Literal["rolling"] = "rolling"
