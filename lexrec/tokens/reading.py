@@ -114,11 +114,13 @@ def choose(entries: Sequence[TensorEntry], tensor: str, where: str) -> TensorEnt
     matrices = [entry for entry in entries if len(entry.shape) == 2]
     # Tied weights appear under several names over the same bytes: they are one candidate.
     places = {(e.zip_header, e.offset, e.n_bytes or e.name): e for e in reversed(usual or matrices)}
-    candidates = list(places.values())
-    if len(candidates) != 1:
-        found = "several tensors could be the token table" if candidates else "no tensor is a matrix"
-        listing = _listing(usual or matrices or entries)
-        raise TokensError(f"{where}: {found}; name one after '#': {listing}")
+    candidates = list(places.values())[::-1]
+    if not candidates:
+        raise TokensError(f"{where}: no tensor is a matrix; it has: {_listing(entries)}")
+    if len(candidates) > 1:
+        raise TokensError(
+            f"{where}: several tensors could be the token table; name one after '#': {_listing(candidates)}"
+        )
     return candidates[0]
 
 

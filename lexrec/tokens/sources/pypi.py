@@ -155,5 +155,9 @@ def _why(stderr: str) -> str:
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     if any("No module named pip" in line for line in lines):
         return f"this Python has no pip; run {sys.executable} -m ensurepip"
+    if any("Retrying (" in line for line in lines):
+        return (
+            "the package index cannot be reached; is there a network? LEXREC_OFFLINE=1 uses the cache alone"
+        )
     errors = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
     return (errors or lines or ["pip said nothing"])[-1]
