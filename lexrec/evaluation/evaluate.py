@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
-import lexrec
+from lexrec import __version__
 from lexrec.config import Config
 from lexrec.data.dataset import Dataset
 from lexrec.errors import ConfigError, RunError
@@ -140,7 +140,7 @@ def evaluate(
     is_candidate_I = _candidates(dataset, settings.candidates)
     rank_E, shown = _rank_all(scorer, dataset, events, settings, is_candidate_I, with_lists=not light)
     protocol = Protocol(
-        lexrec=lexrec.__version__,
+        lexrec=__version__,
         data=dataset.fingerprint,
         split_rule=str(dataset.manifest["split"]),
         split=split,

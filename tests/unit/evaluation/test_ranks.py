@@ -181,3 +181,20 @@ def test_blocks_without_an_allowed_item_are_never_scored():
 def test_an_empty_allow_list_shows_nothing():
     top = top_k(Table(torch.rand(2, 4)), None, 2, is_allowed_I=mask(set(), 4), block=2)
     assert top.item_BK.tolist() == [[0, 0], [0, 0]]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("block", [700, 5000])
+def test_a_gpu_gives_the_same_ranks_and_lists(block):
+    generator = torch.Generator().manual_seed(0)
+    on_cpu = Table(torch.randint(500, (5, 3001), generator=generator).float())
+    on_gpu = Table(on_cpu.score_BI)
+    on_gpu.score_BI = on_cpu.score_BI.cuda()
+    target_B, exclude = torch.tensor([1, 2, 3000, 3001, 7]), Pairs.of([[1, 9], [], [5], [3001], [2, 2]])
+    allowed = mask(set(range(1, 2500)), 3001)
+    for is_allowed_I in (None, allowed):
+        options = {"is_allowed_I": is_allowed_I, "block": block}
+        ranks = [target_ranks(scorer, None, target_B, exclude, **options) for scorer in (on_cpu, on_gpu)]
+        assert ranks[0].tolist() == ranks[1].tolist()
+        lists = [top_k(scorer, None, 9, exclude=exclude, **options) for scorer in (on_cpu, on_gpu)]
+        assert lists[0].item_BK.tolist() == lists[1].item_BK.tolist()
