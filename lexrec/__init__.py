@@ -23,7 +23,8 @@ _PUBLIC = {
     "TokenTable": "lexrec.tokens.table",
     "load_table": "lexrec.tokens.catalogue",
     "train": "lexrec.training.train",
-    "evaluate": "lexrec.evaluation.evaluate",
+    "evaluate": "lexrec.training.evaluate_run",
+    "EvaluationConfig": "lexrec.evaluation.evaluate",
     "Recommender": "lexrec.serving.recommender",
 }
 

@@ -3,10 +3,11 @@
 config.yaml          the whole config
 dataset.json         fingerprint, counts and folder of the data set
 items.parquet        the item vocabulary and item table, so that a run recommends without its data set
+train_count.npy      training events of each item, for histories without a known item
 tokens.json          name, source and sha256 of each token table
 metrics.jsonl        one line a validation
 checkpoints/STEP/    model.safetensors, trainer.safetensors, state.json (last)
-evaluations/SPLIT/   metrics, protocol, per-event ranks
+evaluations/SPLIT/   metrics, protocol, per-event ranks; SPLIT-seen-keep and the like under other rules
 DONE                 which checkpoint is the best; written last
 """
 
@@ -19,7 +20,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from lexrec import registry
 from lexrec.config import AnyRunConfig, RunConfig, run_config
@@ -29,6 +32,7 @@ from lexrec.errors import RunError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from torch import Tensor
 
     from lexrec.evaluation.scorer import Scorer
     from lexrec.models.base import SequenceModel
@@ -47,23 +51,35 @@ class RunDir:
     def create(
         path: str | Path, config: AnyRunConfig, dataset: Dataset, tables: "Sequence[TokenTable]" = ()
     ) -> "RunDir":
-        """Start a run in a new or empty directory.
+        """Start a run in a new or empty directory, which appears with all that says what it is.
 
         Raises:
-            RunError: the directory already holds something.
+            RunError: the directory already holds something, or cannot be written.
         """
         run = RunDir(Path(path))
-        if run.path.exists() and any(run.path.iterdir()):
-            done = "a finished run" if run.is_done else "an unfinished run (continue it with --resume)"
-            what = done if (run.path / "config.yaml").exists() else "other files"
-            raise RunError(f"{run.path} already holds {what}; choose another --out")
-        run.path.mkdir(parents=True, exist_ok=True)
-        write_json(run.path / "dataset.json", _dataset_card(dataset))
-        write_json(run.path / "tokens.json", [_table_card(table) for table in tables])
-        _write_items(dataset, run.path / "items.parquet")
-        text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-        (run.path / "config.yaml").write_text(text, encoding="utf-8")
+        run.require_free()
+        partial = run.path.with_name(f".{run.path.name}.part")
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            write_json(partial / "dataset.json", _dataset_card(dataset))
+            write_json(partial / "tokens.json", [_table_card(table) for table in tables])
+            _write_items(dataset, partial / "items.parquet")
+            np.save(partial / "train_count.npy", dataset.train_count_I, allow_pickle=False)
+            text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+            (partial / "config.yaml").write_text(text, encoding="utf-8")
+            partial.replace(run.path)
+        except OSError as error:
+            raise RunError(f"cannot write {run.path}: {error.strerror or error}") from error
         return run
+
+    def require_free(self) -> None:
+        """Refuse a place where something is."""
+        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
+            return
+        done = "a finished run" if self.is_done else "an unfinished run (continue it with --resume)"
+        what = done if (self.path / "config.yaml").exists() else "other files"
+        raise RunError(f"{self.path} already holds {what}; choose another --out")
 
     @staticmethod
     def open(path: str | Path) -> "RunDir":
@@ -93,8 +109,12 @@ class RunDir:
 
     @cached_property
     def config(self) -> AnyRunConfig:
-        text = (self.path / "config.yaml").read_text(encoding="utf-8")
-        return run_config(yaml.safe_load(text), source=str(self.path / "config.yaml"))
+        path = self.path / "config.yaml"
+        try:
+            tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+            return run_config(tree, source=str(path))
+        except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+            raise RunError(f"{path} is missing or damaged: {' '.join(str(error).split())}") from error
 
     @cached_property
     def dataset_card(self) -> dict[str, Any]:
@@ -104,9 +124,24 @@ class RunDir:
     @cached_property
     def item_table(self) -> "pa.Table":
         """item_id and what else is known of each item, row i is item index i + 1."""
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        return pq.read_table(self.path / "items.parquet")
+        path = self.path / "items.parquet"
+        try:
+            return pq.read_table(path)
+        except (OSError, pa.ArrowException) as error:
+            raise RunError(f"{path} is missing or damaged: {' '.join(str(error).split())}") from error
+
+    @cached_property
+    def train_count_I(self) -> NDArray[np.int64]:
+        """Training events of each item index, 0..n_items + 1."""
+        path = self.path / "train_count.npy"
+        try:
+            count_I: NDArray[np.int64] = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise RunError(f"{path} is missing or damaged: {error}") from error
+        return count_I
 
     @cached_property
     def items(self) -> Vocabulary:
@@ -123,9 +158,14 @@ class RunDir:
         """The data set of this run, from where it was or from `folder`.
 
         Raises:
-            RunError: the data there is not what the run was trained on.
+            DataError: no data set is in `folder`, or it is damaged.
+            RunError: the data there is not what the run was trained on, or it is no longer there.
         """
-        dataset = Dataset.load(folder if folder is not None else self.dataset_card["folder"])
+        card = self.dataset_card["folder"]
+        if folder is None and (card is None or not Path(card).exists()):
+            where = "in memory" if card is None else f"in {card}, which is no longer there"
+            raise RunError(f"{self.path} was trained on a data set {where}; name its folder with --data")
+        dataset = Dataset.load(folder if folder is not None else card)
         self.require_dataset(dataset)
         return dataset
 
@@ -157,16 +197,18 @@ class RunDir:
         Raises:
             RunError: this run is a baseline, or a token table is not the one it was trained with.
         """
-        from safetensors.torch import load_file
-
         from lexrec.item_encoders.base import Catalogue
         from lexrec.models import build_model
 
         if not isinstance(self.config, RunConfig):
             raise RunError(f"{self.path} is a counting baseline; it has no model")
-        catalogue = Catalogue(self.dataset_card["n_items"], self.config.model.dim, self._tables())  # type: ignore[attr-defined]
+        catalogue = Catalogue(self.dataset_card["n_items"], self.config.model.dim, self.tables())  # type: ignore[attr-defined]
         model = build_model(self.config, catalogue)
-        model.load_state_dict(load_file(self.checkpoint(self.summary["best_step"]) / "model.safetensors"))
+        try:
+            model.load_state_dict(self._weights())
+        except RuntimeError as error:
+            why = str(error).splitlines()[0]
+            raise RunError(f"{self.path}: the weights do not fit the model: {why}") from error
         return model.to(device).eval()
 
     def scorer(self, device: str = "cpu") -> "Scorer":
@@ -175,15 +217,30 @@ class RunDir:
             from lexrec.evaluation.scorer import ModelScorer
 
             return ModelScorer(self.model(device))
-        from safetensors.torch import load_file
-
         component = registry.load("baselines", self.config.baseline.name)  # type: ignore[attr-defined]
-        state = load_file(self.checkpoint(0) / "model.safetensors")
-        scorer: Scorer = component(self.config.baseline).load_state(state)
+        scorer: Scorer = component(self.config.baseline).load_state(self._weights())
         return scorer
 
-    def _tables(self) -> "tuple[TokenTable, ...]":
-        assert isinstance(self.config, RunConfig)
+    def _weights(self) -> "dict[str, Tensor]":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        path = self.checkpoint(self.summary["best_step"]) / "model.safetensors"
+        try:
+            tensors: dict[str, Tensor] = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise RunError(f"{path} is missing or damaged: {error}") from error
+        return tensors
+
+    def tables(self) -> "tuple[TokenTable, ...]":
+        """The token tables of this run's model, in the order of its config; none for a baseline.
+
+        Raises:
+            RunError: one is not what the run was trained with.
+            TokensError: one cannot be had any more.
+        """
+        if not isinstance(self.config, RunConfig):
+            return ()
         tables = load_tables(self.config)
         for table, card in zip(tables, read_json(self.path / "tokens.json"), strict=True):
             if table.sha256 != card["sha256"]:

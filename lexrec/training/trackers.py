@@ -1,5 +1,7 @@
 """What watches a training run: the terminal, TensorBoard, MLflow. Each is optional; none changes a number."""
 
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
@@ -36,20 +38,27 @@ class Tracker(Protocol):
         ...
 
 
-def build_tracker(name: str, run: RunDir) -> Tracker:
-    """A tracker by name.
+def check_trackers(names: Sequence[str]) -> None:
+    """Refuse what `build_tracker` could not make, before there is a run to track.
 
     Raises:
         ConfigError: unknown, or its package is not installed.
     """
-    kinds: dict[str, Any] = {"progress": ProgressTracker, "tensorboard": TensorBoard, "mlflow": MLflow}
-    if name not in kinds:
-        raise ConfigError(f"no tracker {name!r}; known: {', '.join(KNOWN)}")
-    try:
-        tracker: Tracker = kinds[name](run)
-    except ImportError as error:
-        raise ConfigError(f"tracker {name} is not installed; run: pip install 'lexrec[{name}]'") from error
-    return tracker
+    for name in names:
+        if name not in KNOWN:
+            raise ConfigError(f"no tracker {name!r}; known: {', '.join(KNOWN)}")
+        if name != "progress" and find_spec(name) is None:
+            raise ConfigError(f"tracker {name} is not installed; run: pip install 'lexrec[{name}]'")
+
+
+def build_tracker(name: str, run: RunDir) -> Tracker:
+    """A tracker by its name, which `check_trackers` has let through."""
+    kinds: dict[str, Callable[[RunDir], Tracker]] = {
+        "progress": ProgressTracker,
+        "tensorboard": TensorBoard,
+        "mlflow": MLflow,
+    }
+    return kinds[name](run)
 
 
 class ProgressTracker:

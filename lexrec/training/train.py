@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,7 +16,10 @@ from lexrec.run_dir import RunDir, load_tables
 from lexrec.training import checkpoint
 from lexrec.training.loop import Trainer
 from lexrec.training.step import Step
-from lexrec.training.trackers import build_tracker
+from lexrec.training.trackers import build_tracker, check_trackers
+
+if TYPE_CHECKING:
+    from lexrec.tokens.table import TokenTable
 
 
 def train(
@@ -47,16 +51,21 @@ def train(
     config = recipe if isinstance(recipe, AnyRunConfig) else load_recipe(recipe, overrides)
     dataset = data if isinstance(data, Dataset) else Dataset.load(data)
     where = choose_device(device)
-    if resume and (Path(out) / "config.yaml").is_file():
-        run = _reopen(out, config, dataset)
-        if run.is_done:
-            return run
-    else:
-        tables = load_tables(config) if isinstance(config, RunConfig) else ()
-        run = RunDir.create(out, config, dataset, tables)
+    check_trackers(track)
+    is_started = resume and (Path(out) / "config.yaml").is_file()
+    run = _reopen(out, config, dataset) if is_started else None
+    if run is not None and run.is_done:
+        return run
+    if run is None:
+        RunDir(Path(out)).require_free()
     if isinstance(config, BaselineConfig):
-        return _count(run, config, dataset)
-    return _train_model(run, config, dataset, where, track)
+        return _count(run or RunDir.create(out, config, dataset), config, dataset)
+    # What is refused is refused before there is a directory in the way of the next try.
+    tables = load_tables(config) if run is None else run.tables()
+    step = build_step(config, dataset, tables)
+    if not (dataset.train_end_U - dataset.start_U > 1).any():
+        raise ConfigError("the data set has no user with two training events: there is nothing to predict")
+    return _train_model(run or RunDir.create(out, config, dataset, tables), step, dataset, where, track)
 
 
 def choose_device(name: str) -> torch.device:
@@ -75,10 +84,14 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def build_step(config: RunConfig, dataset: Dataset) -> Step:
-    """Model and objective of a config, with fresh weights drawn from its seed."""
+def build_step(config: RunConfig, dataset: Dataset, tables: "Sequence[TokenTable]") -> Step:
+    """Model and objective of a config, with fresh weights drawn from its seed.
+
+    Raises:
+        ConfigError: the objective cannot train this model.
+    """
     torch.manual_seed(config.train.seed)
-    catalogue = Catalogue(dataset.n_items, config.model.dim, load_tables(config))  # type: ignore[attr-defined]
+    catalogue = Catalogue(dataset.n_items, config.model.dim, tuple(tables))  # type: ignore[attr-defined]
     objective = registry.load("objectives", config.objective.name)  # type: ignore[attr-defined]
     return Step(build_model(config, catalogue), objective(config.objective, dataset.n_items))
 
@@ -104,11 +117,9 @@ def _count(run: RunDir, config: BaselineConfig, dataset: Dataset) -> RunDir:
 
 
 def _train_model(
-    run: RunDir, config: RunConfig, dataset: Dataset, device: torch.device, track: Sequence[str]
+    run: RunDir, step: Step, dataset: Dataset, device: torch.device, track: Sequence[str]
 ) -> RunDir:
-    trainer = Trainer(build_step(config, dataset), dataset, run, device)
-    if not len(trainer.samples):
-        raise ConfigError("the data set has no user with two training events: there is nothing to predict")
+    trainer = Trainer(step, dataset, run, device)
     trackers = [build_tracker(name, run) for name in track]
     try:
         at = trainer.fit(trackers)
@@ -122,7 +133,7 @@ def _train_model(
             "best_epoch": at.best_epoch,
             "epochs": at.epoch,
             "steps": at.step,
-            config.train.metric: at.best if trainer.has_validation else None,
+            trainer.config.metric: at.best if trainer.has_validation and at.best_epoch else None,
             "seconds": round(at.seconds, 3),
             "parameters": sum(p.numel() for p in trainer.step.parameters() if p.requires_grad),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",

@@ -1,0 +1,107 @@
+"""`lexrec recommend RUN --history ID,ID | --user ID | --histories FILE --out FILE`."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from lexrec.errors import DataError
+
+if TYPE_CHECKING:
+    from lexrec.data.vocabulary import Id
+    from lexrec.serving.recommender import Recommendations, Recommender
+
+HELP = "recommend items after a history, for a user, or for a file of histories"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Run, whom for, lists."""
+    parser.add_argument("run", metavar="RUN", help="a finished run directory")
+    parser.add_argument("--history", metavar="ID,ID", help="item ids, oldest first")
+    parser.add_argument("--user", metavar="ID", help="a user of the data set; all their events count")
+    parser.add_argument("--histories", metavar="FILE", help="Parquet with user_id and history")
+    parser.add_argument("--out", metavar="FILE", help="Parquet to write, for --histories")
+    parser.add_argument("-k", type=int, default=10, help="items to recommend (10)")
+    parser.add_argument("--keep-seen", action="store_true", help="also recommend items of the history")
+    parser.add_argument("--allow", metavar="FILE|ID,ID", help="only these items; a file has one id a line")
+    parser.add_argument("--deny", metavar="FILE|ID,ID", help="none of these items")
+    parser.add_argument("--data", metavar="DIR", help="its data set, where that was moved since training")
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:N or auto")
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Recommend and print, or write a file."""
+    _check(args)
+    from lexrec.serving.recommender import Recommender
+    from lexrec.serving.typed import typed_ids, typed_list
+
+    recommender = Recommender.load(args.run, device=args.device, data=args.data)
+    items = recommender.items
+    allow, deny = (None if text is None else typed_list(text, items) for text in (args.allow, args.deny))
+    if args.histories is not None:
+        return _file(args, recommender, allow, deny)
+    if args.user is not None:
+        user = recommender.dataset.users.parse(args.user)
+        found = recommender.recommend_users([user], args.k, keep_seen=args.keep_seen, allow=allow, deny=deny)
+    else:
+        history = typed_ids(args.history, items)
+        found = recommender.recommend([history], args.k, keep_seen=args.keep_seen, allow=allow, deny=deny)
+    print(json.dumps(_tree(found))) if args.json else _print(found, recommender)
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    asked = [name for name in ("history", "user", "histories") if getattr(args, name) is not None]
+    if len(asked) != 1:
+        got = " and ".join(f"--{name}" for name in asked) or "none"
+        raise DataError(f"give one of --history, --user and --histories; got {got}")
+    if (args.histories is None) != (args.out is None):
+        raise DataError("--histories FILE and --out FILE belong together")
+    if args.k < 1:
+        raise DataError(f"-k is at least 1, got {args.k}")
+
+
+def _file(
+    args: argparse.Namespace,
+    recommender: "Recommender",
+    allow: "Sequence[Id] | None",
+    deny: "Sequence[Id] | None",
+) -> int:
+    report = recommender.recommend_file(
+        args.histories, args.out, args.k, keep_seen=args.keep_seen, allow=allow, deny=deny
+    )
+    if args.json:
+        print(json.dumps({"out": args.out, **report._asdict()}))
+        return 0
+    print(f"{args.out}: {report.rows:,} rows for {report.users:,} users")
+    if report.unknown:
+        print(f"{report.unknown:,} items of histories are unknown to the run and were left out")
+    if report.by_popularity:
+        print(f"{report.by_popularity:,} users without a known item got the most popular items")
+    return 0
+
+
+def _tree(found: "Recommendations") -> dict[str, object]:
+    pairs = zip(found.item_ids[0], found.scores[0], strict=True)
+    items = [{"item_id": id_, "score": score} for id_, score in pairs]
+    tree: dict[str, object] = {"items": items, "unknown": found.unknown[0]}
+    # A model's score and a popularity count are different things.
+    return tree | ({"fallback": "popularity"} if found.by_popularity[0] else {})
+
+
+def _print(found: "Recommendations", recommender: "Recommender") -> None:
+    from lexrec.commands._print import print_table
+
+    ids, scores = found.item_ids[0], found.scores[0]
+    if found.unknown[0]:
+        print(f"unknown items, left out: {', '.join(map(str, found.unknown[0]))}", file=sys.stderr)
+    if found.by_popularity[0]:
+        print("no known item in the history: these are the most popular items", file=sys.stderr)
+    titles = recommender.titles(ids)
+    rows = [
+        [str(rank), str(id_), title, f"{score:.4f}"]
+        for rank, (id_, title, score) in enumerate(zip(ids, titles, scores, strict=True), 1)
+    ]
+    print_table("", ["rank", "item", "title", "score"], rows, left=3)

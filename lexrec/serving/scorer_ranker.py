@@ -1,0 +1,86 @@
+"""A ranker over any `Scorer`: a trained model or a counted baseline, in torch.
+
+Dimension key: B histories, R histories of one batch, K list length, S pairs set aside, I item indexes.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lexrec.data.batch import Batch, collate
+from lexrec.evaluation.events import Pairs
+from lexrec.evaluation.ranks import top_k
+from lexrec.evaluation.scorer import ModelScorer, Scorer
+from lexrec.item_encoders.base import ExpertView
+from lexrec.serving.ranker import Items, Ranked
+
+_BATCH = 256
+"""Histories ranked at once."""
+_KEPT_MASKS = 8
+
+
+class ScorerRanker:
+    """Fits `Ranker`. What does not depend on the history is made once and kept."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.scorer = scorer
+        self.n_items = scorer.n_items
+        self._masks: dict[bytes, Tensor] = {}
+
+    @torch.inference_mode()
+    def rank(
+        self,
+        histories: Sequence[Items],
+        k: int,
+        exclude: Sequence[Items] | None = None,
+        allow: NDArray[np.int64] | None = None,
+    ) -> Ranked:
+        k = min(k, self.n_items)
+        item_BK = np.empty((len(histories), k), dtype=np.int64)
+        score_BK = np.empty((len(histories), k), dtype=np.float32)
+        is_allowed_I = None if allow is None else self._mask(allow)
+        for pick_R in self._batches(histories):
+            query = self.scorer.encode(self._batch([histories[i] for i in pick_R]))
+            aside = None if exclude is None else _pairs([exclude[i] for i in pick_R])
+            best = top_k(self.scorer, query, k, exclude=aside, is_allowed_I=is_allowed_I)
+            item_BK[pick_R], score_BK[pick_R] = best.item_BK.cpu().numpy(), best.score_BK.cpu().numpy()
+        return Ranked(item_BK, score_BK)
+
+    def inspect(self, history: Items) -> list[ExpertView]:
+        """What each token expert chose for one history; empty where the model has none."""
+        if not isinstance(self.scorer, ModelScorer) or len(history) == 0:
+            return []
+        return self.scorer.model.items.inspect(self._batch([history]).to(self.scorer.device))
+
+    def _batches(self, histories: Sequence[Items]) -> Iterator[NDArray[np.int64]]:
+        """Places of the histories of each batch; short ones go together, in short rows."""
+        length_B = np.array([len(history) for history in histories], dtype=np.int64)
+        order_B = np.argsort(length_B, kind="stable") if self.scorer.trims else np.arange(len(histories))
+        for first in range(0, len(histories), _BATCH):
+            yield order_B[first : first + _BATCH]
+
+    def _batch(self, histories: list[Items]) -> Batch:
+        longest = max(1, *(len(history) for history in histories))
+        length = min(longest, self.scorer.max_len) if self.scorer.trims else self.scorer.max_len
+        return collate(histories, length)  # type: ignore[arg-type]
+
+    def _mask(self, allow: NDArray[np.int64]) -> Tensor:
+        """True where an item is allowed; shops ask with the same list again and again."""
+        key = allow.tobytes()
+        if key not in self._masks:
+            if len(self._masks) == _KEPT_MASKS:
+                del self._masks[next(iter(self._masks))]
+            is_allowed_I = torch.zeros(self.n_items + 2, dtype=torch.bool)
+            is_allowed_I[torch.from_numpy(allow)] = True
+            self._masks[key] = is_allowed_I
+        return self._masks[key]
+
+
+def _pairs(items_R: list[Items]) -> Pairs:
+    length_R = [len(items) for items in items_R]
+    row_S = np.repeat(np.arange(len(items_R)), length_R)
+    item_S = np.concatenate([np.asarray(items, dtype=np.int64) for items in items_R])
+    return Pairs(torch.from_numpy(row_S), torch.from_numpy(item_S))
