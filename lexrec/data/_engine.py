@@ -6,6 +6,7 @@ What differs between engines stands here and nowhere else.
 import shutil
 import tempfile
 import uuid
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -93,22 +94,27 @@ class Engine:
 
 @contextmanager
 def working(backend: Any | None) -> Iterator[Engine]:
-    """The given backend, or an embedded DuckDB that spills to a scratch folder; nothing is left behind."""
-    if backend is not None:
-        engine = Engine(backend)
-        try:
-            yield engine
-        finally:
-            engine.close()
-        return
+    """The given backend, or an embedded DuckDB that spills to a scratch folder; nothing is left behind.
+
+    Raises:
+        DataError: the engine gave up, for instance for want of memory or of room for what it spills.
+    """
     scratch = tempfile.mkdtemp(prefix="lexrec-")
-    duck = ibis.duckdb.connect(temp_directory=scratch, autoinstall_known_extensions=False)
-    # Text without an offset is UTC wherever the machine stands.
-    duck.raw_sql("SET TimeZone = 'UTC'")
+    own = None
     try:
-        yield Engine(duck)
+        if backend is None:
+            own = ibis.duckdb.connect(temp_directory=scratch, autoinstall_known_extensions=False)
+        engine = Engine(own or backend)
+        with _quiet(), _utc(engine.backend):
+            try:
+                yield engine
+            finally:
+                engine.close()
+    except duckdb.Error as error:
+        raise DataError(f"preparation failed in the engine: {_first_lines(error)}") from error
     finally:
-        duck.disconnect()
+        if own is not None:
+            own.disconnect()
         shutil.rmtree(scratch, ignore_errors=True)
 
 
@@ -118,5 +124,31 @@ def reading(what: str) -> Iterator[None]:
     try:
         yield
     except (duckdb.Error, pa.ArrowException, IbisError, OSError, UnicodeError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise DataError(f"cannot read {what}: {'; '.join(lines[:3]) or type(error).__name__}") from error
+        raise DataError(f"cannot read {what}: {_first_lines(error)}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Ibis still calls what its own dependencies have deprecated; users can do nothing about that."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
+
+
+@contextmanager
+def _utc(backend: Any) -> Iterator[None]:
+    """Text without an offset is UTC, wherever the machine stands."""
+    if backend.name != "duckdb":
+        yield
+        return
+    (zone,) = backend.con.execute("SELECT current_setting('TimeZone')").fetchone()
+    backend.con.execute("SET TimeZone = 'UTC'")
+    try:
+        yield
+    finally:
+        backend.con.execute(f"SET TimeZone = '{zone}'")
+
+
+def _first_lines(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return "; ".join(lines[:3]) or type(error).__name__

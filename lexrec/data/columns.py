@@ -136,12 +136,12 @@ def _checks(column: Any, role: str, source: Source) -> dict[str, Any]:
     checks = {"null": column.isnull()}
     if dtype.is_floating() or dtype.is_decimal():
         value = column.cast("float64")
-        checks |= {"unbounded": _is_unbounded(value), "fraction": value != value.floor()}
+        checks |= {"unbounded": _is_unbounded(value), "fraction": _has_fraction(value)}
         checks |= {"wide": value.abs() > _MOST_MILLIONTHS}
     elif dtype.is_string() and role == "time":
         number = column.try_cast("float64")
         checks |= {"no_integer": ~is_integer_text(column), "no_moment": _moment(column).isnull()}
-        checks |= {"no_number": number.isnull() | _is_unbounded(number), "fraction": number != number.floor()}
+        checks |= {"no_number": number.isnull() | _is_unbounded(number), "fraction": _has_fraction(number)}
         checks |= {"wide": number.abs() > _MOST_MILLIONTHS}
     elif dtype.is_string() and role == "rating":
         checks |= {"no_number": column.try_cast("float64").isnull() & column.notnull()}
@@ -164,7 +164,7 @@ def _read_id(looked: _Looked) -> Role:
         return Role(column.cast("int64"), "integer")
     if dtype.is_floating() or dtype.is_decimal():
         number = column.cast("float64")
-        is_fault = _is_unbounded(number) | (number != number.floor())
+        is_fault = _is_unbounded(number) | _has_fraction(number)
         if seen["unbounded"] or seen["fraction"]:
             value = looked.example(is_fault)
             n = seen["unbounded"] + seen["fraction"]
@@ -174,7 +174,8 @@ def _read_id(looked: _Looked) -> Role:
         return Role(column.cast("int64"), "integer")
     if dtype.is_string():
         is_integer = not looked.source.is_typed and not seen["no_integer"]
-        return Role(column.cast("int64"), "integer") if is_integer else Role(column, "string")
+        # DuckDB's enumerations pass for strings but sort by their definition; a concatenation is a string.
+        return Role(column.cast("int64"), "integer") if is_integer else Role(column + "", "string")
     if dtype.is_nested() or dtype.is_binary():
         raise DataError(f"{where} are of type {dtype}; an id is a string, an integer or another single value")
     return Role(column.cast("string"), "string")
@@ -282,6 +283,12 @@ def is_integer_text(column: Any) -> Any:
 def _is_unbounded(value: Any) -> Any:
     """True for what no integer stands for: not a number, infinite, or so large that integers are skipped."""
     return value.isnan() | value.isinf() | (value.abs() > _EXACT)
+
+
+def _has_fraction(value: Any) -> Any:
+    """True where a number that an integer could stand for is not one."""
+    # Not by floor(): engines give that as an integer, and fail where there is none.
+    return (value % 1 != 0) & ~_is_unbounded(value)
 
 
 def _unreadable(looked: _Looked, n: int, value: Any) -> DataError:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 TRAIN, VALIDATION, TEST = 0, 1, 2
 MANIFEST = "manifest.json"
+_DTYPES = {"item": np.int32, "offset": np.int64, "split": np.uint8}
+_NEEDED = ("format_version", "fingerprint", "n_items", "has_time")
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,8 @@ class Dataset:
         """
         path = Path(folder)
         manifest = _read_manifest(path)
-        arrays = {name: _open(path / f"{name}.npy") for name in ("item", "offset", "split")}
-        time_N = _open(path / "time.npy") if manifest["has_time"] else None
+        arrays = {name: _open(path / f"{name}.npy", dtype) for name, dtype in _DTYPES.items()}
+        time_N = _open(path / "time.npy", np.int64) if manifest["has_time"] else None
         dataset = Dataset(arrays["item"], arrays["offset"], arrays["split"], time_N, manifest, path)
         _check(dataset, path)
         return dataset
@@ -161,26 +163,36 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         version = manifest["format_version"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is damaged: {error}") from error
     if version != FORMAT_VERSION:
         raise DataError(
             f"{folder} has format version {version}, this lexrec reads {FORMAT_VERSION}; prepare it again"
         )
+    absent = [name for name in _NEEDED if name not in manifest]
+    if absent:
+        raise DataError(f"{path} is damaged: it does not say {', '.join(absent)}; prepare it again")
     return manifest
 
 
-def _open(path: Path) -> NDArray[Any]:
+def _open(path: Path, dtype: type[Any]) -> NDArray[Any]:
     try:
         array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path} is missing or damaged: {error}") from error
+    if array.dtype != dtype or array.ndim != 1:
+        raise DataError(
+            f"{path} holds {array.dtype} of shape {array.shape}, expected a row of {dtype.__name__}; "
+            "prepare it again"
+        )
     return array
 
 
 def _check(dataset: Dataset, folder: Path) -> None:
-    N, n_items = len(dataset.item_N), dataset.n_items
-    offsets_fit = dataset.offset_U[0] == 0 and dataset.offset_U[-1] == N
+    N, n_items, offset_U = len(dataset.item_N), dataset.n_items, dataset.offset_U
+    offsets_fit = (
+        len(offset_U) > 0 and offset_U[0] == 0 and offset_U[-1] == N and (np.diff(offset_U) >= 0).all()
+    )
     items_fit = N == 0 or (dataset.item_N.min() >= 1 and dataset.item_N.max() <= n_items)
     times_fit = dataset.time_N is None or len(dataset.time_N) == N
     if not (offsets_fit and items_fit and times_fit and len(dataset.split_N) == N):

@@ -31,6 +31,18 @@ from lexrec.data.readers import open_source
 from lexrec.data.splits import GivenSplit, LeaveOneOut, Marked, Split, TimeSplit
 from lexrec.errors import DataError
 
+__all__ = [
+    "Columns",
+    "Filters",
+    "GivenSplit",
+    "ItemTable",
+    "LeaveOneOut",
+    "Options",
+    "TimeSplit",
+    "build",
+    "prepare",
+]
+
 Ties = Literal["row", "hash"]
 
 
@@ -91,7 +103,7 @@ def prepare(
 
 def build(events: Any, columns: Columns, *, items: ItemTable | None = None, options: Options) -> Dataset:
     """Make a data set in memory; `prepare` without the writing."""
-    _refuse_contradictions(columns, options)
+    _refuse_contradictions(columns, items, options)
     with working(options.engine) as engine:
         source = open_source(events, list(columns.roles().values()), options.format, engine)
         coded = encode(source, columns, options.ties, engine)
@@ -120,7 +132,9 @@ def build(events: Any, columns: Columns, *, items: ItemTable | None = None, opti
     return _dataset(arrays, marked.mark_N, users, item_table, facts)
 
 
-def _refuse_contradictions(columns: Columns, options: Options) -> None:
+def _refuse_contradictions(columns: Columns, items: ItemTable | None, options: Options) -> None:
+    if items is not None and not isinstance(items, ItemTable):
+        raise DataError("items is an ItemTable: ItemTable(path or table, title=..., category=...)")
     if columns.time is not None:
         return
     if options.ties == "hash":

@@ -15,9 +15,9 @@ from typing import ClassVar, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lexrec.data.dataset import TEST, TRAIN, VALIDATION
 from lexrec.errors import DataError
 
-TRAIN, VALIDATION, TEST = 0, 1, 2
 MARKS = {"train": TRAIN, "valid": VALIDATION, "validation": VALIDATION, "val": VALIDATION, "test": TEST}
 """What a given split column may hold, in any case of letters."""
 

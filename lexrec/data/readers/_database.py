@@ -31,7 +31,7 @@ def open_address(address: str, wanted: list[str], engine: Engine) -> Source:
     # The address may hold a password: messages and the manifest name the table only.
     called = f"{scheme} table {name!r}"
     schema, _, table = name.rpartition(".")
-    with _reaching(called):
+    with _reaching(called, url):
         backend = _connect(url, scheme)
         try:
             return open_table(backend.table(table, database=schema or None), called, wanted, engine)
@@ -45,10 +45,10 @@ def open_table(table: ir.Table, called: str, wanted: list[str], engine: Engine) 
     with _reaching(called):
         if _backend(table) is engine.backend:
             return Source(table, called, True, columns)
-        picked = table.select([name for name in wanted if name in columns]) if wanted else table
-        if not picked.columns:
-            return Source(picked, called, True, columns)
-        loaded = engine.load(_frames.decoded_batches(picked.to_pyarrow_batches()))
+        present = [name for name in dict.fromkeys(wanted) if name in columns]
+        if not present:
+            return Source(table, called, True, columns)
+        loaded = engine.load(_frames.decoded_batches(table.select(present).to_pyarrow_batches()))
     return Source(loaded, called, True, columns)
 
 
@@ -70,12 +70,15 @@ def _backend(table: ir.Table) -> Any:
 
 
 @contextmanager
-def _reaching(called: str) -> Iterator[None]:
+def _reaching(called: str, url: str = "") -> Iterator[None]:
     """Every database driver has errors of its own: all of them mean that the table cannot be read."""
+    secret = urlsplit(url).password
     try:
         yield
     except DataError:
         raise
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise DataError(f"cannot read {called}: {'; '.join(lines[:2]) or type(error).__name__}") from error
+        text = "; ".join(lines[:2]) or type(error).__name__
+        text = text.replace(secret, "***") if secret else text
+        raise DataError(f"cannot read {called}: {text}") from error

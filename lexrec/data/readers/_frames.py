@@ -17,6 +17,8 @@ def open_frame(data: Any, wanted: list[str], engine: Engine) -> Source:
         DataError: not a table, or a column holds values of mixed types.
     """
     called = "the table"
+    if type(data).__module__.startswith("polars") and hasattr(data, "collect"):
+        data = data.collect()
     columns = _column_names(data)
     names = [name for name in dict.fromkeys(wanted) if name in columns]
     if not names:
