@@ -68,12 +68,17 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _pull(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
     from lexrec.tokens import cache, stored
     from lexrec.tokens.catalogue import load_table
 
+    # Shows on a terminal only, and on standard error: output stays clean.
+    console = Console(stderr=True)
     records = []
     for name in args.names:
-        table = load_table(name, dtype=args.dtype, offline=args.offline or None, refresh=args.refresh)
+        with console.status(f"fetching {name}"):
+            table = load_table(name, dtype=args.dtype, offline=args.offline or None, refresh=args.refresh)
         place = stored.write_folder(table, args.out, args.dtype) if args.out else cache.folder()
         records.append(_provenance(table) | {"place": str(place)})
         if not args.json:

@@ -115,7 +115,7 @@ def open_zip(path: Path) -> zipfile.ZipFile:
     """Open a zip archive for reading; a path that is no sound zip is a TokensError."""
     try:
         return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise TokensError(f"{path.name}: not a readable zip archive: {error}") from error
 
 
@@ -127,8 +127,8 @@ def member_info(archive: zipfile.ZipFile, member: str, where: str) -> zipfile.Zi
         raise TokensError(f"{where}: has no member {member!r}") from None
     if member.startswith("/") or "\\" in member or ".." in member.split("/"):
         raise TokensError(f"{where}: member name {member!r} leaves the archive; refused")
-    if info.flag_bits & 1:
-        raise TokensError(f"{where}: member {member!r} is encrypted; refused")
+    if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise TokensError(f"{where}: member {member!r} is encrypted or not deflated; refused")
     if info.file_size > _MAX_RATIO * max(info.compress_size, 1 << 10):
         raise TokensError(
             f"{where}: member {member!r} claims to unpack {info.compress_size} bytes into "

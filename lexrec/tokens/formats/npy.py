@@ -1,17 +1,21 @@
-"""NumPy's .npy: one array behind a short header. Object arrays (pickles) are refused."""
+"""NumPy's .npy: one array behind a short header. Object arrays (pickles) are refused.
 
-import io
+A magic string, two version bytes, the header's length, then a Python dictionary literal.
+"""
 
-import numpy as np
+import ast
+from math import prod
+from typing import Any
 
 from lexrec.errors import TokensError
 from lexrec.tokens._bytes import ByteFile
-from lexrec.tokens.formats.base import Contents, TensorEntry
+from lexrec.tokens.formats.base import ITEM_BYTES, Contents, TensorEntry
 
 MAGIC = b"\x93NUMPY"
 
 _DTYPES = {"<f8": "F64", "<f4": "F32", "<f2": "F16"}
-_MAX_HEADER = 1 << 16
+_MAX_HEADER = 10_000
+_FIELDS = {"descr", "fortran_order", "shape"}
 
 
 def scan(file: ByteFile) -> Contents:
@@ -20,29 +24,38 @@ def scan(file: ByteFile) -> Contents:
     Raises:
         TokensError: a broken header, an object array, Fortran order, another dtype, or truncated data.
     """
-    stream = io.BytesIO(file.read(0, min(file.size, _MAX_HEADER)))
-    try:
-        version = np.lib.format.read_magic(stream)
-        reader = {(1, 0): np.lib.format.read_array_header_1_0}.get(
-            version, np.lib.format.read_array_header_2_0
-        )
-        shape, is_fortran, dtype = reader(stream)
-    except (ValueError, OSError, SyntaxError) as error:
-        raise TokensError(
-            f"{file.name}: the .npy header is not readable: {error}".replace("\n", " ")
-        ) from error
-    if dtype.hasobject:
+    header, data_start = _header(file)
+    dtype, is_fortran, shape = header["descr"], header["fortran_order"], header["shape"]
+    if isinstance(dtype, str) and dtype.endswith("O"):
         raise TokensError(f"{file.name}: holds Python objects (a pickle), which are never loaded")
-    if is_fortran or dtype.str not in _DTYPES:
-        order = "Fortran" if is_fortran else "C"
+    if not isinstance(dtype, str) or dtype not in _DTYPES or is_fortran is not False:
+        order = "C" if is_fortran is False else "Fortran"
         raise TokensError(
-            f"{file.name}: an array of {dtype.str} in {order} order; "
+            f"{file.name}: an array of {dtype!r:.80} in {order} order; "
             "save it as C-ordered float16, float32 or float64"
         )
-    n_bytes = int(np.prod(shape, dtype=object)) * dtype.itemsize
-    if min(shape, default=1) < 0 or stream.tell() + n_bytes != file.size:
+    if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape):
+        raise TokensError(f"{file.name}: the .npy header has shape {shape!r:.80}")
+    n_bytes = prod(shape) * ITEM_BYTES[_DTYPES[dtype]]
+    if data_start + n_bytes != file.size:
         raise TokensError(
-            f"{file.name}: an array of shape {list(shape)} {dtype.str} needs "
-            f"{stream.tell() + n_bytes} bytes, the file has {file.size}"
+            f"{file.name}: an array of shape {list(shape)} {dtype} needs {data_start + n_bytes} bytes, "
+            f"the file has {file.size}"
         )
-    return Contents((TensorEntry("array", shape, _DTYPES[dtype.str], stream.tell(), n_bytes),))
+    return Contents((TensorEntry("array", shape, _DTYPES[dtype], data_start, n_bytes),))
+
+
+def _header(file: ByteFile) -> tuple[dict[str, Any], int]:
+    """The header's dictionary and where the data begins."""
+    # Version 1 writes the length in two bytes, later ones in four.
+    length_bytes = 2 if file.read(6, 1) == b"\x01" else 4
+    length = int.from_bytes(file.read(8, length_bytes), "little")
+    data_start = 8 + length_bytes + length
+    try:
+        text = file.read(8 + length_bytes, length).decode() if length <= _MAX_HEADER else ""
+        header: Any = ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+        raise TokensError(f"{file.name}: the .npy header is not readable") from error
+    if not isinstance(header, dict) or header.keys() != _FIELDS:
+        raise TokensError(f"{file.name}: the .npy header is not a dictionary of {', '.join(sorted(_FIELDS))}")
+    return header, data_start

@@ -46,6 +46,8 @@ def _entries(file: ByteFile, archive: zipfile.ZipFile) -> tuple[TensorEntry, ...
 
 def _small(archive: zipfile.ZipFile, member: str, limit: int, where: str) -> bytes:
     info = member_info(archive, member, where)
+    if info.compress_type != zipfile.ZIP_STORED:
+        raise TokensError(f"{where}: member {member!r} is compressed, which torch.save never does")
     if info.file_size > limit:
         raise TokensError(f"{where}: member {member!r} has {info.file_size} bytes; at most {limit}")
     return archive.read(info)

@@ -37,6 +37,8 @@ class HfSource(TokenSource):
             )
         client = Client(os.environ.get("HF_TOKEN", "").strip())
         endpoint = (os.environ.get("HF_ENDPOINT") or _ENDPOINT).rstrip("/")
+        if not endpoint.startswith(("http://", "https://")):
+            raise TokensError(f"HF_ENDPOINT {endpoint!r} is not an http or https address")
         listing = _listing(client, endpoint, repo, revision or "main")
         commit = listing["sha"]
         base = f"{endpoint}/{repo}/resolve/{commit}"

@@ -3,7 +3,7 @@
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote
@@ -98,6 +98,8 @@ def _send(
         request.send_header(name, value)
     request.send_header("Content-Length", str(len(body)))
     request.send_header("Connection", "close")
-    request.end_headers()
-    request.wfile.write(body[:cut])
+    # A client may refuse an answer by its headers and be gone before the body.
+    with suppress(ConnectionError):
+        request.end_headers()
+        request.wfile.write(body[:cut])
     request.close_connection = True

@@ -211,6 +211,12 @@ def test_the_token_does_not_follow_a_redirect_to_another_server(hub, tmp_path, m
         assert all(asked for _, asked, _ in store.requests)
 
 
+def test_an_endpoint_that_is_no_server(monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "file:///etc")
+    with pytest.raises(TokensError, match="HF_ENDPOINT 'file:///etc' is not an http or https address"):
+        load_table("hf:owner/model")
+
+
 def test_no_such_model(hub):
     with pytest.raises(TokensError, match=r"does not exist \(status 404\); check the name and the revision"):
         load_table("hf:owner/other")

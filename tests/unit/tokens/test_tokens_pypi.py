@@ -1,5 +1,6 @@
 """`pypi:` sources: real pip, on wheels made here and found through pip's own settings."""
 
+import contextlib
 import os
 import re
 import sys
@@ -161,6 +162,10 @@ def test_members_that_are_too_large_bombs_or_lead_outside(tmp_path):
     for name in ("../outside", "/absolute"):
         with pytest.raises(TokensError, match="leaves the archive; refused"):
             pypi.read_member(path, name)
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("odd", b"x")
+    with pytest.raises(TokensError, match="'odd' is encrypted or not deflated; refused"):
+        pypi.read_member(path, "odd")
     with pytest.raises(TokensError, match="large has 3 bytes; at most 2 are read"):
         pypi.read_member(path, "large", max_bytes=2)
     with pytest.raises(TokensError, match="'nothing' must match exactly one member"):
@@ -180,3 +185,14 @@ def test_what_is_no_zip(tmp_path):
     (tmp_path / "w.whl").write_bytes(b"<html>sign in first</html>")
     with pytest.raises(TokensError, match=r"w\.whl: not a readable zip archive"):
         pypi.read_member(tmp_path / "w.whl", "x")
+
+
+def test_a_wheel_garbled_anywhere_never_escapes_as_another_error(tmp_path):
+    sound = _files.wheel(tmp_path, "t", "1.0", {"a.txt": b"hello " * 40})
+    data = sound.read_bytes()
+    for at in range(0, len(data), 3):
+        garbled = bytearray(data)
+        garbled[at] ^= 0xFF
+        (tmp_path / "g.whl").write_bytes(garbled)
+        with contextlib.suppress(TokensError):
+            assert pypi.read_member(tmp_path / "g.whl", "a.txt") == b"hello " * 40
