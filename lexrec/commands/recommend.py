@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -92,16 +91,9 @@ def _tree(found: "Recommendations") -> dict[str, object]:
 
 
 def _print(found: "Recommendations", recommender: "Recommender") -> None:
-    from lexrec.commands._print import print_table
+    from lexrec.commands._print import note_gaps, print_table, recommended
 
-    ids, scores = found.item_ids[0], found.scores[0]
-    if found.unknown[0]:
-        print(f"unknown items, left out: {', '.join(map(str, found.unknown[0]))}", file=sys.stderr)
-    if found.by_popularity[0]:
-        print("no known item in the history: these are the most popular items", file=sys.stderr)
-    titles = recommender.titles(ids)
-    rows = [
-        [str(rank), str(id_), title, f"{score:.4f}"]
-        for rank, (id_, title, score) in enumerate(zip(ids, titles, scores, strict=True), 1)
-    ]
+    note_gaps(found.unknown[0], found.by_popularity[0])
+    ids = found.item_ids[0]
+    rows = recommended(ids, recommender.titles(ids), found.scores[0])
     print_table("", ["rank", "item", "title", "score"], rows, left=3)
