@@ -50,8 +50,10 @@ class ModelScorer:
     def encode(self, batch: Batch) -> Tensor:
         """Hidden states, [B, D]."""
         batch = batch.to(self.device)
-        if self.model.layout == "packed" and batch.slot_N is None:
-            batch = with_slots(batch, max(int(batch.length_B.sum()), 1))
+        n_items = int(batch.length_B.sum())
+        # Full rows, a single history above all, have no padding to skip.
+        if self.model.layout == "packed" and batch.slot_N is None and n_items < batch.item_BL.numel():
+            batch = with_slots(batch, max(n_items, 1))
         return self.model.encode_next(batch).hidden_BLD[:, -1].float()
 
     @torch.no_grad()

@@ -75,6 +75,8 @@ class Trainer:
     def _epoch(self, at: Progressed, trackers: Sequence[Tracker], began: float) -> None:
         self.step.train()
         last_saved = time.monotonic()
+        # An average: to count a batch's own items would be to wait for the device.
+        n_items = int(self.samples.n_inputs_S.sum()) // self.samples.n_batches(self.config.batch_size)
         batches = self.samples.epoch(
             self.windows, self.config.batch_size, seed=self.config.seed, epoch=at.epoch, skip=at.batch
         )
@@ -83,7 +85,7 @@ class Trainer:
             at.step, at.batch = at.step + 1, at.batch + 1
             self.watch.see(at.step, loss, batch)
             for tracker in trackers:
-                tracker.step(at, loss, len(batch.user_B))
+                tracker.step(at, loss, n_items)
             if time.monotonic() - last_saved > _CHECKPOINT_SECONDS:
                 self.watch.check()
                 at.seconds = time.monotonic() - began

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
+from lexrec.config import RunConfig
 from lexrec.errors import ConfigError
 from lexrec.run_dir import RunDir
 from lexrec.training.checkpoint import Progressed
@@ -65,12 +66,14 @@ class ProgressTracker:
     """A progress bar on a terminal, plain lines elsewhere."""
 
     def __init__(self, run: RunDir) -> None:
+        assert isinstance(run.config, RunConfig)
+        self._metric = run.config.train.metric
         self._progress: Progress | None = None
 
     def begin(self, n_steps: int, at: Progressed) -> None:
         from lexrec.training.progress import Progress
 
-        self._progress = Progress(n_steps, done=at.step)
+        self._progress = Progress(n_steps, done=at.step, metric=self._metric)
         self._progress.__enter__()
 
     def step(self, at: Progressed, loss: Tensor, n_items: int) -> None:
