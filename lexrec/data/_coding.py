@@ -7,7 +7,7 @@ from ibis.expr import types as ir
 
 from lexrec.data._engine import Engine, reading
 from lexrec.data.columns import Columns, Role, Source, pick, read_roles
-from lexrec.data.filters import Size
+from lexrec.data.filters import Size, size
 
 _HASH_DIGITS = 12
 """Hexadecimal digits of MD5 that order tied events: 48 bits."""
@@ -52,11 +52,8 @@ def encode(source: Source, columns: Columns, ties: str, engine: Engine) -> Coded
     with reading(source.name):
         users, items = _vocabulary(table, "user", engine), _vocabulary(table, "item", engine)
         events = engine.keep(_coded(table, users, items))
-    n_users, n_items = engine.count(users), engine.count(items)
     kinds = {role: found.kind for role, found in roles.items()}
-    return Coded(
-        events, _order(roles, is_by_row), users, items, kinds, Size(engine.count(events), n_users, n_items)
-    )
+    return Coded(events, _order(roles, is_by_row), users, items, kinds, size(events, engine))
 
 
 def _tie(table: ir.Table) -> ir.StringColumn:

@@ -262,7 +262,8 @@ def _read_split(looked: _Looked) -> Role:
 def _mark(value: Any) -> int | None:
     if isinstance(value, str):
         return MARKS.get(value.strip().lower(), {"0": 0, "1": 1, "2": 2}.get(value.strip()))
-    return int(value) if isinstance(value, int) and value in (0, 1, 2) else None
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    return int(value) if is_number and value in (0, 1, 2) else None
 
 
 def _number(value: Any) -> Any:

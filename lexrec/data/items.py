@@ -103,7 +103,8 @@ def _texts(table: ir.Table) -> dict[str, Any]:
     for name in {"title", "category"} & set(table.columns):
         column = table[name]
         if column.type().is_array():
-            column = column.map(lambda part: part.cast("string")).join(", ")
+            # Engines differ in what an empty list becomes.
+            column = column.map(lambda part: part.cast("string")).join(", ").nullif("")
         texts[name] = column.cast("string")
     return texts
 

@@ -162,6 +162,12 @@ def test_ratings_that_cannot_be_read_are_refused(values, message):
     assert message in str(caught.value)
 
 
+def test_yes_and_no_are_no_split_marks():
+    marked = table().append_column("s", [[True, False] * 3])
+    with pytest.raises(DataError, match="holds False, True; allowed: train"):
+        built(marked, Columns("u", "i", "t", split="s"), options=Options(split=GivenSplit("s")))
+
+
 def test_unknown_split_marks_are_refused():
     marked = table().append_column("s", [["train", "dev", None, "train", "test", "test"]])
     with pytest.raises(DataError, match="holds 'dev', None; allowed: train, valid, validation, val, test"):

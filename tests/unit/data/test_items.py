@@ -26,7 +26,7 @@ def test_items_are_described_in_index_order():
     dataset = built(table(), items=items)
     assert rows(dataset) == [
         {"item_id": "cap", "title": None, "category": None, "code": None, "id": None},
-        {"item_id": "ink", "title": None, "category": "", "code": 9, "id": 3.5},
+        {"item_id": "ink", "title": None, "category": None, "code": 9, "id": 3.5},
         {"item_id": "pen", "title": "Pen", "category": "office, blue", "code": 8, "id": 2.5},
     ]
     assert dataset.manifest["item_table"] == {"rows": 3, "missing": 1, "unused": 1, "note": None}
