@@ -120,4 +120,5 @@ def _expert(view: ExpertView, table: TokenTable) -> Expert:
     weight_K, token_K = view.weight_BK[0].tolist(), view.token_BK[0].tolist()
     pairs = sorted(zip(weight_K, token_K, strict=True), reverse=True)
     tokens = [Token(table.text(token), weight) for weight, token in pairs]
-    return Expert(view.table, float(view.gate_B[0]), tokens)
+    # What follows a + is what was done to the table before training.
+    return Expert(view.table.partition("+")[0], float(view.gate_B[0]), tokens)

@@ -54,6 +54,8 @@ class HistoryFile:
     def __init__(self, path: str | Path, item_ids: pa.ChunkedArray) -> None:
         self.path = Path(path)
         self.item_ids = item_ids.combine_chunks()
+        if not self.path.is_file():
+            raise DataError(f"histories file {str(self.path)!r} does not exist")
         try:
             self._file = pq.ParquetFile(self.path)
         except (OSError, pa.ArrowException) as error:
@@ -124,13 +126,13 @@ class HistoryFile:
 
     def _indexes(self, history_R: pa.Array) -> tuple[list[NDArray[np.int64]], int]:
         # Through Python the ids of a million users would take minutes.
-        length_R = pc.fill_null(pc.list_value_length(history_R), 0).to_numpy(zero_copy_only=False)
         id_S = pc.list_flatten(history_R).cast(self.item_ids.type)
-        item_S = pc.fill_null(pc.index_in(id_S, value_set=self.item_ids), -1).to_numpy(zero_copy_only=False)
-        is_known_S = item_S >= 0
-        end_R = np.cumsum(length_R)
-        n_known_R = np.concatenate([[0], np.cumsum(is_known_S)])[end_R]
-        return np.split(item_S[is_known_S].astype(np.int64) + 1, n_known_R[:-1]), int((~is_known_S).sum())
+        place_S = pc.index_in(id_S, value_set=self.item_ids)
+        row_S = pc.list_parent_indices(history_R).filter(pc.is_valid(place_S))
+        # Not to_numpy, which brings in pandas.
+        n_known_R = np.bincount(np.from_dlpack(row_S), minlength=len(history_R))
+        item_S = np.from_dlpack(place_S.drop_null()).astype(np.int64) + 1
+        return np.split(item_S, np.cumsum(n_known_R)[:-1]), place_S.null_count
 
     def _table(self, user_R: pa.Array, found: Lists, schema: pa.Schema) -> pa.RecordBatch:
         row_T = np.repeat(np.arange(len(user_R)), found.length_R)
