@@ -6,7 +6,7 @@ Dimension key: R rows of one batch, S items of their histories, T items of their
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -139,10 +139,10 @@ class HistoryFile:
         first_R = np.cumsum(found.length_R) - found.length_R
         rank_T = np.arange(1, len(row_T) + 1) - first_R[row_T]
         columns = [
-            user_R.take(pa.array(row_T)),
-            self.item_ids.take(pa.array(found.item_T - 1)),
-            pa.array(rank_T.astype(np.int32)),
-            pa.array(found.score_T),
+            user_R.take(_arrow(row_T, pa.int64())),
+            self.item_ids.take(_arrow(found.item_T - 1, pa.int64())),
+            _arrow(rank_T.astype(np.int32), pa.int32()),
+            _arrow(found.score_T, pa.float32()),
         ]
         return pa.RecordBatch.from_arrays(columns, schema=schema)
 
@@ -155,6 +155,11 @@ class HistoryFile:
             found = found.value_type
         if pa.types.is_integer(found) != pa.types.is_integer(wanted) and not pa.types.is_null(found):
             raise DataError(f"{self.path}: history holds {found} ids, the items of this run are {wanted}")
+
+
+def _arrow(values: NDArray[Any], kind: pa.DataType) -> pa.Array:
+    # Not pa.array, which brings in pandas too.
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.ascontiguousarray(values))])
 
 
 def _first_line(error: Exception) -> str:
