@@ -112,17 +112,14 @@ class HistoryFile:
 
     def _batches(self) -> Iterator[tuple[pa.Array, list[NDArray[np.int64]], int]]:
         """User ids, histories of known item indexes, and how many ids were unknown."""
-        batches = self._file.iter_batches(_ROWS, columns=["user_id", "history"])
-        while True:
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            except (OSError, pa.ArrowException) as error:
-                raise DataError(f"{self.path} is damaged: {_first_line(error)}") from error
-            if batch["user_id"].null_count:
-                raise DataError(f"{self.path}: {batch['user_id'].null_count} rows have no user_id; drop them")
-            yield batch["user_id"], *self._indexes(batch["history"])
+        try:
+            for batch in self._file.iter_batches(_ROWS, columns=["user_id", "history"]):
+                n_nameless = batch["user_id"].null_count
+                if n_nameless:
+                    raise DataError(f"{self.path}: {n_nameless} rows have no user_id; drop them")
+                yield batch["user_id"], *self._indexes(batch["history"])
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"{self.path} is damaged: {_first_line(error)}") from error
 
     def _indexes(self, history_R: pa.Array) -> tuple[list[NDArray[np.int64]], int]:
         # Through Python the ids of a million users would take minutes.
@@ -150,11 +147,20 @@ class HistoryFile:
         is_list = pa.types.is_list(history) or pa.types.is_large_list(history)
         if not is_list:
             raise DataError(f"{self.path}: history is {history}, expected lists of item ids, oldest first")
-        wanted, found = self.item_ids.type, history.value_type
-        while pa.types.is_dictionary(found):
+        found = history.value_type
+        if pa.types.is_dictionary(found):
             found = found.value_type
-        if pa.types.is_integer(found) != pa.types.is_integer(wanted) and not pa.types.is_null(found):
-            raise DataError(f"{self.path}: history holds {found} ids, the items of this run are {wanted}")
+        if _kind(found) not in (_kind(self.item_ids.type), "null"):
+            raise DataError(
+                f"{self.path}: history holds {found} ids, the items of this run are {self.item_ids.type}"
+            )
+
+
+def _kind(of: pa.DataType) -> str:
+    """Ids of one kind compare whatever their width."""
+    if pa.types.is_integer(of):
+        return "integer"
+    return "string" if pa.types.is_string(of) or pa.types.is_large_string(of) else str(of)
 
 
 def _arrow(values: NDArray[Any], kind: pa.DataType) -> pa.Array:
