@@ -75,7 +75,7 @@ def describe(vocabulary: ir.Table, kind: str, items: ItemTable, item: str, engin
         DataError: unreadable, an item is there twice, or its ids are of another type.
     """
     names = items.names(item)
-    source = open_source(items.data, list(names.values()), items.format, engine)
+    source = open_source(items.data, list(names.values()), items.format, engine, "the item table")
     table = pick(source, names)
     with reading(source.name):
         table = engine.keep(table.mutate(**_texts(table)))

@@ -105,7 +105,9 @@ def build(events: Any, columns: Columns, *, items: ItemTable | None = None, opti
     """Make a data set in memory; `prepare` without the writing."""
     _refuse_contradictions(columns, items, options)
     with working(options.engine) as engine:
-        source = open_source(events, list(columns.roles().values()), options.format, engine)
+        source = open_source(
+            events, list(columns.roles().values()), options.format, engine, "the event table"
+        )
         coded = encode(source, columns, options.ties, engine)
         described = None
         if items is not None:

@@ -26,7 +26,7 @@ def formats() -> list[str]:
     return registry.names("data.readers")
 
 
-def open_source(data: Any, wanted: list[str], file_format: str | None, engine: Engine) -> Source:
+def open_source(data: Any, wanted: list[str], file_format: str | None, engine: Engine, called: str) -> Source:
     """Open interactions or an item table, whatever holds them.
 
     Args:
@@ -34,14 +34,15 @@ def open_source(data: Any, wanted: list[str], file_format: str | None, engine: E
         wanted: columns that will be read; of what is not a file only these are taken over.
         file_format: name of a format, instead of what the path's suffix says.
         engine: where it will be read.
+        called: what messages call a table that has no name of its own.
 
     Raises:
         DataError: no such file or table, an unknown format, or one that cannot be read.
     """
     if isinstance(data, ir.Table):
-        return _database.open_table(data, "the table", wanted, engine)
+        return _database.open_table(data, called, wanted, engine)
     if not isinstance(data, str | Path):
-        return _frames.open_frame(data, wanted, engine)
+        return _frames.open_frame(data, called, wanted, engine)
     if "://" in str(data):
         return _database.open_address(str(data), wanted, engine)
     path = _existing(Path(data))

@@ -10,16 +10,15 @@ from lexrec.data.columns import Source
 from lexrec.errors import DataError
 
 
-def open_frame(data: Any, wanted: list[str], engine: Engine) -> Source:
+def open_frame(data: Any, called: str, wanted: list[str], engine: Engine) -> Source:
     """Take over the wanted columns.
 
     Raises:
         DataError: not a table, or a column holds values of mixed types.
     """
-    called = "the table"
     if type(data).__module__.startswith("polars") and hasattr(data, "collect"):
         data = data.collect()
-    columns = _column_names(data)
+    columns = _column_names(data, called)
     names = [name for name in dict.fromkeys(wanted) if name in columns]
     if not names:
         return Source(engine.load(pa.table({"none": pa.array([], pa.int64())})), called, True, columns)
@@ -49,13 +48,13 @@ def _plain(dtype: pa.DataType) -> pa.DataType:
     return pa.string() if pa.types.is_null(dtype) or pa.types.is_string_view(dtype) else dtype
 
 
-def _column_names(data: Any) -> tuple[str, ...]:
+def _column_names(data: Any, called: str) -> tuple[str, ...]:
     if isinstance(data, pa.Table | pa.RecordBatch):
         return tuple(data.column_names)
     package = type(data).__module__.partition(".")[0]
     if package not in ("pandas", "polars") or not hasattr(data, "columns"):
         raise DataError(
-            f"cannot read a table from a {type(data).__name__}; "
+            f"cannot read {called} from a {type(data).__name__}; "
             "allowed: a path, a database address, an Ibis, pandas, polars or Arrow table"
         )
     return tuple(str(name) for name in data.columns)

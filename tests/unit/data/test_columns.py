@@ -179,7 +179,7 @@ def test_a_missing_column_is_named_with_the_closest_and_all_there_are():
     with pytest.raises(DataError) as caught:
         built(frame, Columns("user_id", "item_id", "time"))
     assert str(caught.value) == (
-        "the table has no column 'user_id' (did you mean 'user'?); it has: user, item_id, time"
+        "the event table has no column 'user_id' (did you mean 'user'?); it has: user, item_id, time"
     )
 
 
@@ -190,7 +190,7 @@ def test_mixed_ids_are_refused_with_their_counts():
 
 
 def test_a_table_without_rows_is_refused():
-    with pytest.raises(DataError, match="the table has no rows"):
+    with pytest.raises(DataError, match="the event table has no rows"):
         built(table().slice(0, 0))
 
 
@@ -206,6 +206,6 @@ def test_every_kind_of_table_gives_the_same_data_set(make):
 
 def test_what_is_no_table_is_refused():
     with pytest.raises(
-        DataError, match="cannot read a table from a dict; allowed: a path, a database address"
+        DataError, match="cannot read the event table from a dict; allowed: a path, a database address"
     ):
         built({"u": [1]})

@@ -114,7 +114,7 @@ def test_the_manifest_says_what_was_done():
         "has_time": True,
         "time_unit": "integer",
     }
-    assert manifest["source"] == {"events": "the table", "items": None}
+    assert manifest["source"] == {"events": "the event table", "items": None}
     assert manifest["columns"] == {"events": {"user": "u", "item": "i", "time": "t"}, "items": None}
     assert manifest["ids"] == {"user": "string", "item": "string"}
     assert manifest["filters"]["k_core"] == 2

@@ -90,12 +90,12 @@ def test_integers_are_matched_to_text_ids_and_it_is_said():
         (
             EVENTS,
             ItemTable(pa.table({"i": ["pen", "ink", "pen", "ink", "cap"]})),
-            "the table: 2 items are there more than once, such as 'ink' (2 times); keep one row for each",
+            "the item table: 2 items are there more than once, such as 'ink' (2 times); keep one row",
         ),
         (
             EVENTS,
             ItemTable(pa.table({"i": ["pen", None]})),
-            "the table: item ids (column 'i'): 1 of 2 are missing",
+            "the item table: item ids (column 'i'): 1 of 2 are missing",
         ),
         (
             NUMBERED,
@@ -111,7 +111,7 @@ def test_integers_are_matched_to_text_ids_and_it_is_said():
         (
             EVENTS,
             ItemTable(SHELF, title="nome"),
-            "the table has no column 'nome' (did you mean 'name'?); it has: i, name, kinds, code, id",
+            "the item table has no column 'nome' (did you mean 'name'?); it has: i, name, kinds, code, id",
         ),
         (
             EVENTS,

@@ -64,6 +64,7 @@ def as_duckdb(folder):
 
 
 def as_sqlite(folder):
+    pytest.importorskip("regex", reason="Ibis reads SQLite with the package regex (ibis-framework[sqlite])")
     connection = sqlite3.connect(folder / "e.sqlite")
     connection.execute("CREATE TABLE events (u TEXT, i TEXT, t INTEGER)")
     connection.executemany("INSERT INTO events VALUES (?, ?, ?)", EVENTS)

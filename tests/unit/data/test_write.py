@@ -228,5 +228,5 @@ def test_an_array_of_objects_is_never_unpickled(tmp_path):
 def test_a_manifest_is_readable_text(tmp_path):
     prepared(tmp_path / "shop")
     manifest = json.loads((tmp_path / "shop" / "manifest.json").read_text(encoding="utf-8"))
-    assert manifest["source"] == {"events": "the table", "items": None}
+    assert manifest["source"] == {"events": "the event table", "items": None}
     assert str(tmp_path) not in json.dumps(manifest)
