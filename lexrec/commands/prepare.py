@@ -52,15 +52,18 @@ def _add_columns(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--item", default="item_id", metavar="COL", help="item ids (item_id)")
     group.add_argument("--time", metavar="COL", help="any sortable column; without one, rows are in order")
     group.add_argument(
-        "--ties", default="row", help="order of events at the same time: row (default) or hash"
+        "--ties",
+        default="row",
+        metavar="RULE",
+        help="order of events at the same time: row (default) or hash",
     )
 
 
 def _add_items(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--items", metavar="FILE", help="a table with one row an item")
     group.add_argument("--item-id", metavar="COL", help="its item ids (as --item)")
-    group.add_argument("--title", metavar="COL")
-    group.add_argument("--category", metavar="COL")
+    group.add_argument("--title", metavar="COL", help="its titles")
+    group.add_argument("--category", metavar="COL", help="its categories; a list is joined")
     group.add_argument("--keep", default="", metavar="COL,COL", help="further columns to keep")
     group.add_argument("--items-format", metavar="NAME", help="its format, where the suffix does not say it")
 
@@ -69,7 +72,10 @@ def _add_filters(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--rating", metavar="COL", help="ratings, for --min-rating")
     group.add_argument("--min-rating", type=float, metavar="X", help="drop events rated lower, or not at all")
     group.add_argument(
-        "--duplicates", default="keep", help="of one user and item: keep, first, last, consecutive"
+        "--duplicates",
+        default="keep",
+        metavar="RULE",
+        help="of one user and item: keep, first, last, consecutive",
     )
     group.add_argument(
         "--k-core", type=int, default=0, metavar="K", help="events of every user and item, at least"
@@ -80,7 +86,7 @@ def _add_filters(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_split(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--split", help="leave-one-out (default), time or given")
+    group.add_argument("--split", metavar="RULE", help="leave-one-out (default), time or given")
     group.add_argument("--split-column", metavar="COL", help="column of a given split")
     group.add_argument(
         "--given-validation", metavar="RULE", help="where it has none: last-train (default) or none"

@@ -20,6 +20,10 @@ from ibis.expr import types as ir
 from lexrec.errors import DataError
 
 
+_LONGEST = 300
+"""Characters of an engine's complaint that are passed on: it may quote a whole line of a file."""
+
+
 class Engine:
     """An Ibis backend, and the tables that preparation keeps in it until it is done."""
 
@@ -150,5 +154,8 @@ def _utc(backend: Any) -> Iterator[None]:
 
 
 def _first_lines(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return "; ".join(lines[:3]) or type(error).__name__
+    # DuckDB goes on to quote the statement, which is none of the user's.
+    text = str(error).partition("\nLINE ")[0]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    said = "; ".join(lines[:3]) or type(error).__name__
+    return said if len(said) <= _LONGEST else said[:_LONGEST] + " ..."

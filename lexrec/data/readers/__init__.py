@@ -18,8 +18,6 @@ from lexrec.data.columns import Source
 from lexrec.data.readers import _database, _frames
 from lexrec.errors import DataError
 
-_COMPRESSED = (".gz", ".zst")
-
 
 def formats() -> list[str]:
     """The file formats there are."""
@@ -47,9 +45,10 @@ def open_source(data: Any, wanted: list[str], file_format: str | None, engine: E
         return _database.open_address(str(data), wanted, engine)
     path = _existing(Path(data))
     reader = _reader(path, file_format)
-    with reading(path.name):
+    name = path.resolve().name
+    with reading(name):
         table = reader.read(path, engine)
-    return Source(table, path.name, reader.IS_TYPED, tuple(table.columns))
+    return Source(table, name, reader.IS_TYPED, tuple(table.columns))
 
 
 def _existing(path: Path) -> Path:
@@ -61,7 +60,7 @@ def _existing(path: Path) -> Path:
 def _reader(path: Path, file_format: str | None) -> ModuleType:
     if file_format is not None and file_format not in formats():
         raise DataError(f"no format {file_format!r}; formats: {', '.join(formats())}")
-    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in _COMPRESSED]
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
     if path.is_dir():
         suffixes = [".parquet"]
     for name in formats() if file_format is None else [file_format]:

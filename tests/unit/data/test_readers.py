@@ -148,6 +148,18 @@ def test_quoted_commas_and_unicode_are_read_from_csv(tmp_path):
     assert histories(built(path)) == {"ä": ['x, "y"']}
 
 
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_lines_that_look_like_comments_or_headers_are_data(newline, tmp_path):
+    path = tmp_path / "e.csv"
+    path.write_bytes(newline.join(["u,i,t", "#a,x,1", "#a,t,2", ""]).encode())
+    assert histories(built(path)) == {"#a": ["x", "t"]}
+
+
+def test_a_folder_may_be_the_one_we_stand_in(tmp_path, monkeypatch):
+    monkeypatch.chdir(as_parquet_folder(tmp_path))
+    assert built(".").manifest["source"]["events"] == "parts"
+
+
 def test_a_format_can_be_said(tmp_path):
     path = write(tmp_path / "events.dump", delimited("\t"))
     assert built(path, options=Options(format="tsv")).fingerprint == built(table()).fingerprint
@@ -248,7 +260,10 @@ def test_a_password_is_never_shown(tmp_path):
         ("e.csv", b"u,i,t\na,x,1\nb,y\n", "cannot read e.csv: "),
         ("e.csv", b"u,i,t\n\xff\xfe,x,1\n", "cannot read e.csv: "),
         ("e.csv", b"u,i,t\n", "e.csv has no rows"),
-        ("e.csv", b"", "e.csv has no column 'u'"),
+        ("e.csv", b"", "e.csv is empty; its first line names the columns"),
+        ("e.csv", b"u,i,t,i\na,x,1,y\n", "e.csv names the column 'i' more than once; rename one"),
+        ("e.csv", b"u,i,t\na,x,1\nb,y,2,3\n", "cannot read e.csv: Invalid Input Error: CSV Error on Line: 3"),
+        ("e.tsv", b'u\ti\tt\na\t"x\t1\n', "cannot read e.tsv: Invalid Input Error: CSV Error on Line: 2"),
         ("e.jsonl", b'{"u": 1, "i"', "cannot read e.jsonl: "),
         ("e.csv.gz", b"not gzip at all", "cannot read e.csv.gz: "),
         ("e.txt", b"", "e.txt has no rows"),
@@ -261,6 +276,13 @@ def test_damaged_files_are_refused_in_one_line(name, content, message, tmp_path)
         built(tmp_path / name, columns)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_complaint_about_a_long_line_stays_short(tmp_path):
+    path = write(tmp_path / "e.csv", "u,i,t\na,x,1\n" + "b," * 5_000 + "\n")
+    with pytest.raises(DataError) as caught:
+        built(path)
+    assert len(str(caught.value)) < 400
 
 
 def test_a_parquet_file_damaged_inside_is_refused(tmp_path):
