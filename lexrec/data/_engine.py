@@ -19,7 +19,6 @@ from ibis.expr import types as ir
 
 from lexrec.errors import DataError
 
-
 _LONGEST = 300
 """Characters of an engine's complaint that are passed on: it may quote a whole line of a file."""
 

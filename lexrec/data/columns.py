@@ -159,7 +159,11 @@ def _read_id(looked: _Looked) -> Role:
             f"{where}: {seen['null']:,} of {seen['rows']:,} are missing; drop those rows or fill them in"
         )
     if dtype.is_json():
-        raise DataError(f"{where} are of mixed types; make them all strings or all integers")
+        # A JSON column is one whose values have no type in common; its strings keep their quotes.
+        n_text = looked.engine.count(looked.table.filter(column.cast("string").startswith('"')))
+        raise DataError(
+            f"{where} are of mixed types ({n_text:,} strings, {seen['rows'] - n_text:,} others); make them one"
+        )
     if dtype.is_integer():
         return Role(column.cast("int64"), "integer")
     if dtype.is_floating() or dtype.is_decimal():

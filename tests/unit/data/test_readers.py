@@ -134,7 +134,9 @@ def test_json_strings_stay_strings(tmp_path):
 
 def test_mixed_json_ids_are_refused(tmp_path):
     path = write(tmp_path / "e.jsonl", '{"u": "a", "i": 1, "t": 1}\n{"u": 1, "i": 1, "t": 2}\n')
-    with pytest.raises(DataError, match=r"user ids \(column 'u'\) are of mixed types"):
+    with pytest.raises(
+        DataError, match=r"user ids \(column 'u'\) are of mixed types \(1 strings, 1 others\)"
+    ):
         built(path)
 
 
