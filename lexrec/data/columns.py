@@ -162,7 +162,8 @@ def _read_id(looked: _Looked) -> Role:
         # A JSON column is one whose values have no type in common; its strings keep their quotes.
         n_text = looked.engine.count(looked.table.filter(column.cast("string").startswith('"')))
         raise DataError(
-            f"{where} are of mixed types ({n_text:,} strings, {seen['rows'] - n_text:,} others); make them one"
+            f"{where} are of mixed types ({n_text:,} strings, {seen['rows'] - n_text:,} others); "
+            "make them one"
         )
     if dtype.is_integer():
         return Role(column.cast("int64"), "integer")
