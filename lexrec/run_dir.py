@@ -71,6 +71,8 @@ class RunDir:
             partial.replace(run.path)
         except OSError as error:
             raise RunError(f"cannot write {run.path}: {error.strerror or error}") from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
         return run
 
     def require_free(self) -> None:

@@ -81,15 +81,16 @@ class HistoryFile:
         partial = out.with_name(f".{out.name}.part")
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as file:
-                report = self._write(lists, file)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(out)
+            try:
+                with partial.open("wb") as file:
+                    report = self._write(lists, file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                partial.replace(out)
+            finally:
+                partial.unlink(missing_ok=True)
         except OSError as error:
             raise DataError(f"cannot write {out}: {error.strerror or error}") from error
-        finally:
-            partial.unlink(missing_ok=True)
         return report
 
     def _write(self, lists: Callable[[list[NDArray[np.int64]]], Lists], file: object) -> FileReport:
