@@ -99,7 +99,7 @@ class Trainer:
         targets = self.step.objective.prepare(batch, self.generator)
         with self.arithmetic:
             loss: torch.Tensor = self.step(batch, targets)["loss"]
-        loss.backward()
+        torch.autograd.backward(loss)
         if self.config.clip_norm:
             torch.nn.utils.clip_grad_norm_(self.step.parameters(), self.config.clip_norm)
         self.optimizer.step()
