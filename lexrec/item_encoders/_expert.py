@@ -113,7 +113,9 @@ class TokenExpert(nn.Module):
             row_MKD = aligned_VD[token_MK]
         else:
             row_MKD = F.normalize(self.align(self._rows(token_MK)), dim=-1)
-        cosine_MK = (row_MKD @ F.normalize(interest_MD, dim=-1)[:, :, None])[..., 0]
+        # Through 1 / |interest| the choice would pull at small item vectors a hundred times too hard.
+        asked_MD = interest_MD if self.config.bends_items else interest_MD.detach()
+        cosine_MK = (row_MKD @ F.normalize(asked_MD, dim=-1)[:, :, None])[..., 0]
         score_MK = self.logit_scale * cosine_MK
         return Chosen(token_MK, score_MK - score_MK.detach(), None)
 

@@ -41,14 +41,16 @@ class MltfrConfig(ItemEncoderConfig):
     """Train the tables too (the release does, for the rows it selects)."""
     inject: Literal["input", "after_block0"] = "input"
     """Where the result is added."""
-    alpha: float = Field(1.0, ge=0)
-    """Weight of the experts' mixture beside the item vectors."""
+    cap: float | None = Field(0.3, gt=0)
+    """Longest the mixture may be, in lengths of the item vector it joins; null: unbounded (the paper)."""
+    bends_items: bool = False
+    """Let the gradient of the choice reach the item vectors through the interest (the paper)."""
     max_tokens: int | None = Field(None, ge=1)
     """Keep only the first tokens of each table; vocabularies are roughly in order of frequency."""
     centre: bool = False
     """Remove each table's mean vector."""
-    scale: bool = True
-    """Scale each table to root mean square 1, so that tables of different models weigh alike."""
+    table_scale: Literal["unit", "rms", "raw"] = "unit"
+    """Scale each table as a whole so that a row's norm is about 1 (unit) or its entries' size is (rms)."""
     random_seed: int | None = None
     """Control: replace each table by noise of the same shape and scale, drawn with this seed."""
 

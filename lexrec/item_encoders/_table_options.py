@@ -17,7 +17,9 @@ def prepared_tables(tables: Sequence[TokenTable], config: MltfrConfig) -> list[T
             table = table.random_like(config.random_seed + i)
         if config.centre:
             table = transforms.centred(table)
-        if config.scale:
+        if config.table_scale != "raw":
             table = transforms.scaled(table)
+        if config.table_scale == "unit":
+            table = table.with_weight(table.weight_VW * table.width**-0.5)
         prepared.append(table)
     return prepared

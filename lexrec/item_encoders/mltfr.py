@@ -6,7 +6,7 @@ with the token-embedding tables of several language models. No item text is read
     interest   = mean of E over items (not padding, not [MASK])       [M, d]
     expert_m   = filter and cross-attention over table m              [B, L, d]   (_expert.py)
     G          = softmax(E W_gate + b)                                [B, L, n]   eq. 11
-    x          = E + alpha * sum_m G_m expert_m, zero at padding                  eq. 15, 18
+    x          = E + cap(sum_m G_m expert_m), zero at padding                     eq. 15, 18
     scores     = h E^T, the plain table                                           eq. 17
 
 Differences from the paper and its release (options name theirs): the interest of a position is the mean
@@ -73,7 +73,7 @@ class Mltfr(ItemEncoder):
         mixed_UQD = self._mix(asked)
         mixed_BLD = mixed_UQD if places is None else places.unpack(mixed_UQD[:, 0])
         # Backbones that mix positions freely would carry what stands at padding into the items.
-        added_BLD = self.config.alpha * mixed_BLD * batch.is_item_BL[:, :, None]
+        added_BLD = self._capped(mixed_BLD, e_BLD) * batch.is_item_BL[:, :, None]
         if self.config.inject == "after_block0":
             return Embedded(e_BLD, {}, added_BLD)
         return Embedded(e_BLD + added_BLD, {})
@@ -85,6 +85,19 @@ class Mltfr(ItemEncoder):
             out_UQD, _, _ = expert(*asked)
             mixed_UQD = mixed_UQD + gate_UQE[..., m, None] * out_UQD
         return mixed_UQD
+
+    def _capped(self, mixed_BLD: Tensor, e_BLD: Tensor) -> Tensor:
+        """The mixture, shortened where it would outgrow the item vector.
+
+        What experts add is much alike for all users and positions. Unbounded, it outgrows the item vectors
+        eightfold within two epochs, and what dropout does to it drowns them.
+        """
+        if self.config.cap is None:
+            return mixed_BLD
+        longest_BL1 = self.config.cap * e_BLD.detach().norm(dim=-1, keepdim=True)
+        length_BL1 = mixed_BLD.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+        capped_BLD: Tensor = mixed_BLD * (longest_BL1 / length_BL1).clamp(max=1)
+        return capped_BLD
 
     def _gate(self, query_UQD: Tensor) -> Tensor:
         gate_UQE: Tensor = self.gate(query_UQD).softmax(dim=-1)

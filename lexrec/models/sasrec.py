@@ -16,7 +16,6 @@ Dimension key: B batch, L positions, N slots, D width.
 
 from typing import Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -35,11 +34,11 @@ class SASRecConfig(ModelConfig):
     dropout: float = Field(0.5, ge=0, lt=1)
     norm: Literal["pre", "post"] = "pre"
     """Where each block normalises: the input of its sub-layers, or their sum with the residual."""
+    input_norm: bool = False
+    """Normalise the input of the first block too: faster at first (post always does)."""
     ffn_factor: int = Field(1, ge=1)
     """Inner width of the feed-forward layer, in multiples of dim."""
     activation: Literal["relu", "gelu"] = "relu"
-    positions: Literal["newest", "oldest"] = "newest"
-    """Which end of the row position numbers count from."""
 
 
 class SASRec(SequenceModel):
@@ -59,33 +58,22 @@ class SASRec(SequenceModel):
         nn.init.normal_(self.position.weight, std=0.02)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.n_layers))
-        self.norm = nn.LayerNorm(config.dim)
+        is_pre_norm = config.norm == "pre"
+        has_input_norm = config.input_norm or not is_pre_norm
+        self.input_norm = nn.LayerNorm(config.dim) if has_input_norm else nn.Identity()
+        self.final_norm = nn.LayerNorm(config.dim) if is_pre_norm else nn.Identity()
 
     def forward(self, batch: Batch) -> Encoded:
         embedded = self.items(batch)
         places = Places.of(batch)
-        x_BLD = embedded.x_BLD + self._positions(batch)
-        if self.config.norm == "post":
-            x_BLD = self.norm(x_BLD)
-        x_ND = self.dropout(places.pack(x_BLD))
+        x_BLD = embedded.x_BLD + self.position.weight[-places.length :]
+        x_ND = self.dropout(self.input_norm(places.pack(x_BLD)))
         may_look_B1LL = causal_mask(batch.is_item_BL)
         for i, block in enumerate(self.blocks):
             x_ND = block(x_ND, places, may_look_B1LL)
             if i == 0 and embedded.after_block0_BLD is not None:
                 x_ND = x_ND + places.pack(embedded.after_block0_BLD)
-        if self.config.norm == "pre":
-            x_ND = self.norm(x_ND)
-        return Encoded(places.unpack(x_ND), embedded.aux)
-
-    def _positions(self, batch: Batch) -> Tensor:
-        L = batch.item_BL.shape[1]
-        if self.config.positions == "newest":
-            newest_LD: Tensor = self.position.weight[-L:]
-            return newest_LD
-        place_L = torch.arange(L, device=batch.item_BL.device)
-        place_BL = (place_L - (L - batch.length_B[:, None])).clamp(min=0)
-        position_BLD: Tensor = self.position(place_BL)
-        return position_BLD
+        return Encoded(places.unpack(self.final_norm(x_ND)), embedded.aux)
 
 
 class _Block(nn.Module):
