@@ -58,7 +58,8 @@ class RunDir:
         """
         run = RunDir(Path(path))
         run.require_free()
-        partial = run.path.with_name(f".{run.path.name}.part")
+        place = run.path.resolve()
+        partial = place.with_name(f".{place.name}.part")
         try:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
@@ -68,7 +69,7 @@ class RunDir:
             np.save(partial / "train_count.npy", dataset.train_count_I, allow_pickle=False)
             text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
             (partial / "config.yaml").write_text(text, encoding="utf-8")
-            partial.replace(run.path)
+            partial.replace(place)
         except OSError as error:
             raise RunError(f"cannot write {run.path}: {error.strerror or error}") from error
         finally:
@@ -77,6 +78,9 @@ class RunDir:
 
     def require_free(self) -> None:
         """Refuse a place where something is."""
+        if self.path.resolve() == Path.cwd():
+            # It would be replaced under the feet of this process.
+            raise RunError(f"{self.path} is the working directory; choose another --out")
         if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
             return
         done = "a finished run" if self.is_done else "an unfinished run (continue it with --resume)"

@@ -76,6 +76,8 @@ class HistoryFile:
         Raises:
             DataError: a row cannot be read, or `out` cannot be written.
         """
+        if out.is_dir():
+            raise DataError(f"{out} is a folder; name a file to write (--out)")
         if out.exists() and out.samefile(self.path):
             raise DataError(f"{out} holds the histories; choose another --out")
         partial = out.with_name(f".{out.name}.part")

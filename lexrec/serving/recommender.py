@@ -4,7 +4,7 @@ Dimension key: B histories, K list length, J known items of one history, I item 
 """
 
 from collections.abc import Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,7 +48,7 @@ class Recommender:
         self.ranker = ranker
         self.run = run
         self._data = data
-        self._allowed: dict[tuple[tuple[Id, ...] | None, tuple[Id, ...]], NDArray[np.int64]] = {}
+        self._allowed = lru_cache(_KEPT_LISTS)(self._look_up)
 
     @staticmethod
     def load(path: str | Path, device: str = "cpu", data: str | Path | None = None) -> "Recommender":
@@ -207,12 +207,7 @@ class Recommender:
         """Indexes of what may be shown; lists that come again are not looked up again."""
         if allow is None and deny is None:
             return None
-        key = (None if allow is None else tuple(allow), tuple(deny or ()))
-        if key not in self._allowed:
-            if len(self._allowed) == _KEPT_LISTS:
-                del self._allowed[next(iter(self._allowed))]
-            self._allowed[key] = self._look_up(*key)
-        return self._allowed[key]
+        return self._allowed(None if allow is None else tuple(allow), tuple(deny or ()))
 
     def _look_up(self, allow: tuple[Id, ...] | None, deny: tuple[Id, ...]) -> NDArray[np.int64]:
         all_items = np.arange(1, len(self.items) + 1)

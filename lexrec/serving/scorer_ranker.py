@@ -4,6 +4,7 @@ Dimension key: B histories, R histories of one batch, K list length, S pairs set
 """
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -28,7 +29,8 @@ class ScorerRanker:
     def __init__(self, scorer: Scorer) -> None:
         self.scorer = scorer
         self.n_items = scorer.n_items
-        self._masks: dict[bytes, Tensor] = {}
+        # Shops ask with the same allow list again and again.
+        self._mask = lru_cache(_KEPT_MASKS)(self._make_mask)
 
     @torch.inference_mode()
     def rank(
@@ -41,7 +43,7 @@ class ScorerRanker:
         k = min(k, self.n_items)
         item_BK = np.empty((len(histories), k), dtype=np.int64)
         score_BK = np.empty((len(histories), k), dtype=np.float32)
-        is_allowed_I = None if allow is None else self._mask(allow)
+        is_allowed_I = None if allow is None else self._mask(allow.tobytes())
         for pick_R in self._batches(histories):
             query = self.scorer.encode(self._batch([histories[i] for i in pick_R]))
             aside = None if exclude is None else _pairs([exclude[i] for i in pick_R])
@@ -67,16 +69,10 @@ class ScorerRanker:
         length = min(longest, self.scorer.max_len) if self.scorer.trims else self.scorer.max_len
         return collate(histories, length)  # type: ignore[arg-type]
 
-    def _mask(self, allow: NDArray[np.int64]) -> Tensor:
-        """True where an item is allowed; shops ask with the same list again and again."""
-        key = allow.tobytes()
-        if key not in self._masks:
-            if len(self._masks) == _KEPT_MASKS:
-                del self._masks[next(iter(self._masks))]
-            is_allowed_I = torch.zeros(self.n_items + 2, dtype=torch.bool)
-            is_allowed_I[torch.from_numpy(allow)] = True
-            self._masks[key] = is_allowed_I
-        return self._masks[key]
+    def _make_mask(self, allow: bytes) -> Tensor:
+        is_allowed_I = np.zeros(self.n_items + 2, dtype=np.bool_)
+        is_allowed_I[np.frombuffer(allow, dtype=np.int64)] = True
+        return torch.from_numpy(is_allowed_I)
 
 
 def _pairs(items_R: list[Items]) -> Pairs:

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 from lexrec.config import RunConfig
+from lexrec.errors import RunError
 from lexrec.evaluation.evaluate import Evaluation, EvaluationConfig
 from lexrec.evaluation.evaluate import evaluate as measure
 from lexrec.evaluation.events import Split
@@ -30,7 +31,8 @@ def evaluate(
         device: auto, cpu, cuda or cuda:N.
 
     Raises:
-        RunError: the run is not finished, the data is not what it was trained on, or a score is NaN.
+        RunError: the run is not finished or cannot be written to, the data is not what it was trained on,
+            or a score is NaN.
         DataError: the data set is missing, damaged, or has no events of this split.
     """
     run = run if isinstance(run, RunDir) else RunDir.open(run)
@@ -66,7 +68,10 @@ def _selected_on(run: RunDir) -> SelectedOn:
 def _keep(result: Evaluation, folder: Path) -> None:
     """Replace an earlier result whole."""
     partial = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(partial, ignore_errors=True)
-    result.save(partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        result.save(partial)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    except OSError as error:
+        raise RunError(f"cannot write {folder}: {error.strerror or error}") from error

@@ -52,6 +52,17 @@ def test_a_run_is_there_with_all_that_says_what_it_is_or_not_at_all(dataset, tmp
     assert run.items.ids == ["i1", "i2", "i3", "i4", "i5"]
 
 
+def test_a_relative_place_is_fine_but_the_working_directory_is_not(dataset, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    run = RunDir.create("sub/run/", load_recipe("popularity"), dataset)
+    assert run.items.ids == ["i1", "i2", "i3", "i4", "i5"]
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(RunError, match=r"\. is the working directory; choose another --out"):
+        RunDir.create(".", load_recipe("popularity"), dataset)
+
+
 def test_a_place_that_is_taken_is_refused_with_what_is_there(run, dataset, tmp_path):
     def again(path):
         RunDir.create(path, load_recipe("popularity"), dataset)

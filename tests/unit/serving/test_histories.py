@@ -128,6 +128,8 @@ def test_places_that_cannot_be_read_or_written_are_named(recommender, tmp_path):
     write(source, ROWS)
     with pytest.raises(DataError, match="holds the histories; choose another --out"):
         recommender.recommend_file(source, source)
+    with pytest.raises(DataError, match=r"is a folder; name a file to write \(--out\)"):
+        recommender.recommend_file(source, tmp_path)
     with pytest.raises(DataError, match=r"cannot write .*Not a directory|cannot write .*File exists"):
         recommender.recommend_file(source, source / "o.parquet")
     with pytest.raises(DataError, match="k is at least 1, got 0"):

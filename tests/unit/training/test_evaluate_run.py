@@ -46,6 +46,13 @@ def test_a_later_result_replaces_an_earlier_one_whole(dataset, tmp_path):
     assert not (place(run, "test") / "stray").exists()
 
 
+def test_a_result_that_cannot_be_kept_is_an_error(dataset, tmp_path):
+    run = train("markov", data=dataset, out=tmp_path / "run", track=())
+    (run.path / "evaluations").write_text("in the way")
+    with pytest.raises(RunError, match=r"cannot write .*evaluations/test: Not a directory"):
+        evaluate(run, device="cpu")
+
+
 def test_results_under_other_rules_lie_apart(dataset, tmp_path):
     run = train("popularity", data=dataset, out=tmp_path / "run", track=())
     others = EvaluationConfig(seen="keep", ties="optimistic", candidates="train", k=(3,))
