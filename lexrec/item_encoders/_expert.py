@@ -122,7 +122,9 @@ class TokenExpert(nn.Module):
     def _choose_dense(self, interest_MD: Tensor, noise: bool) -> Chosen:
         """The paper's straight-through weights need the softmax over the whole vocabulary."""
         cosine_MV = F.normalize(interest_MD, dim=-1) @ self._aligned().T
-        score_MV = (self.logit_scale * cosine_MV).float()
+        score_MV = self.logit_scale * cosine_MV
+        # A softmax over a vocabulary needs more than bf16.
+        score_MV = score_MV.to(torch.promote_types(score_MV.dtype, torch.float32))
         if noise:
             M, V = score_MV.shape
             score_MV = score_MV + ShiftedGumbel(M, V, score_MV.device).rows(0, M)

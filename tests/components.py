@@ -1,0 +1,70 @@
+"""Every component under a name, built small: what contract tests run over."""
+
+from collections.abc import Sequence
+
+import torch
+
+from lexrec import registry
+from lexrec.data.batch import Batch, collate, with_slots
+from lexrec.item_encoders.base import Catalogue, ItemEncoder
+from lexrec.models.base import SequenceModel
+from lexrec.objectives.base import Objective
+from lexrec.tokens.table import TokenTable
+
+N_ITEMS, DIM, MAX_LEN = 12, 32, 8
+MODELS = registry.names("models")
+ENCODERS = registry.names("item_encoders")
+OBJECTIVES = registry.names("objectives")
+
+
+def table(name: str, n_tokens: int = 40, width: int = 24, seed: int = 0) -> TokenTable:
+    """A token table of noise."""
+    weight_VW = torch.randn(n_tokens, width, generator=torch.Generator().manual_seed(seed))
+    tokens = tuple(f"t{i}" for i in range(n_tokens))
+    return TokenTable(name, weight_VW.bfloat16(), tokens, f"made:{name}", "0", f"{seed:064d}", "none")
+
+
+def tables() -> tuple[TokenTable, ...]:
+    """Two tables of different sizes and widths."""
+    return table("a"), table("b", 70, 16, seed=1)
+
+
+def build_encoder(name: str, dim: int = DIM, **options: object) -> ItemEncoder:
+    cls = registry.load("item_encoders", name)
+    if name == "mltfr":
+        options = {"tables": ("a", "b"), "k": 5, **options}
+    config = registry.config_class(cls)(**options)
+    given = tables() if config.tables else ()
+    encoder: ItemEncoder = cls(config, Catalogue(N_ITEMS, dim, given))
+    return encoder
+
+
+def build(model: str, encoder: str = "id_embedding", seed: int = 0, **options: object) -> SequenceModel:
+    """A small model in evaluation mode; `options` are the item encoder's."""
+    torch.manual_seed(seed)
+    cls = registry.load("models", model)
+    config = registry.config_class(cls)(dim=DIM, max_len=MAX_LEN)
+    built: SequenceModel = cls(config, build_encoder(encoder, **options))
+    return built.eval()
+
+
+def build_objective(name: str, **options: object) -> Objective:
+    cls = registry.load("objectives", name)
+    objective: Objective = cls(registry.config_class(cls)(**options), N_ITEMS)
+    return objective
+
+
+def cycles(n: int = 48, length: int = MAX_LEN + 1) -> Batch:
+    """Histories that walk 1 -> 2 -> ... -> N -> 1: the right next item is known."""
+    rows = [[(u + t) % N_ITEMS + 1 for t in range(length)] for u in range(n)]
+    return collate(rows, length)
+
+
+def ragged(rows: Sequence[Sequence[int]] = ((3, 1, 4, 1, 5, 9, 2, 6), (5,), (), (8, 9, 7))) -> Batch:
+    """Rows of unlike length, one of them empty."""
+    return collate(rows, MAX_LEN)
+
+
+def packed(batch: Batch, spare: int = 3) -> Batch:
+    """The same batch with slots, a few of them unused."""
+    return with_slots(batch, int(batch.length_B.sum()) + spare)

@@ -1,0 +1,223 @@
+"""What every backbone, item encoder and objective obeys. A new file inherits these tests."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from lexrec import registry
+from lexrec.data.batch import Batch, collate
+from lexrec.errors import ConfigError
+from lexrec.evaluation.events import Pairs
+from lexrec.evaluation.ranks import target_ranks
+from lexrec.evaluation.scorer import ModelScorer
+from lexrec.models.base import SequenceModel
+from lexrec.training.step import Step
+from tests import components
+from tests.components import ENCODERS, MAX_LEN, MODELS, N_ITEMS, OBJECTIVES, build, cycles, packed, ragged
+
+pairs = pytest.mark.parametrize(("model", "encoder"), [(m, e) for m in MODELS for e in ENCODERS])
+
+
+def hidden(model: SequenceModel, batch: Batch) -> torch.Tensor:
+    with torch.no_grad():
+        return model(batch).hidden_BLD
+
+
+@pytest.mark.parametrize("kind", ["models", "item_encoders", "objectives", "baselines"])
+def test_the_file_is_the_registration(kind: str) -> None:
+    for name in registry.names(kind):
+        assert registry.config_class(registry.load(kind, name))().name == name
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("loss", ["ce", "sampled_softmax", "bce", "gbce"])
+@pairs
+def test_learns_the_cycle(model: str, encoder: str, objective: str, loss: str) -> None:
+    trained = build(model, encoder)
+    goal = components.build_objective(objective, loss=loss, n_negatives=4)
+    try:
+        step = Step(trained, goal)
+    except ConfigError:
+        pytest.skip(f"{objective} refuses {model} + {encoder}")
+    batch, generator = cycles(), torch.Generator().manual_seed(0)
+    optimizer = torch.optim.Adam(step.parameters(), lr=1e-2)
+    step.train()
+    for _ in range(150):
+        loss_ = step(batch, goal.prepare(batch, generator))["loss"]
+        optimizer.zero_grad()
+        loss_.backward()
+        optimizer.step()
+    scorer = ModelScorer(trained)
+    query = scorer.encode(batch._replace(item_BL=batch.item_BL[:, 1:], length_B=batch.length_B - 1))
+    target_B = batch.item_BL[:, -1] % N_ITEMS + 1
+    nothing = Pairs.of([[] for _ in target_B])
+    assert (target_ranks(scorer, query, target_B, nothing) == 1).float().mean() > 0.95
+
+
+@pairs
+def test_a_causal_model_never_sees_a_later_item(model: str, encoder: str) -> None:
+    built = build(model, encoder)
+    if not built.is_causal:
+        pytest.skip(f"{model} + {encoder} declares that it is not causal")
+    batch = collate([[1, 2, 3, 4, 5, 6, 7, 8], [9, 8, 7]], MAX_LEN)
+    changed_BL = batch.item_BL.clone()
+    changed_BL[:, 6:] = 12
+    before, after = hidden(built, batch), hidden(built, batch._replace(item_BL=changed_BL))
+    assert torch.equal(before[0, :6], after[0, :6])
+    assert torch.equal(before[1, 5:6], after[1, 5:6])
+    assert not torch.allclose(before[:, 6:], after[:, 6:])
+
+
+@pairs
+def test_a_model_that_is_not_causal_says_so(model: str, encoder: str) -> None:
+    built = build(model, encoder)
+    if built.is_causal:
+        pytest.skip(f"{model} + {encoder} is causal")
+    batch = collate([[1, 2, 3, 4, 5, 6, 7, 8]], MAX_LEN)
+    changed_BL = batch.item_BL.clone()
+    changed_BL[:, 6:] = 12
+    changed = hidden(built, batch._replace(item_BL=changed_BL))
+    assert not torch.allclose(hidden(built, batch)[0, :6], changed[0, :6], atol=1e-6)
+
+
+@pairs
+def test_one_users_history_changes_no_other_users_output(model: str, encoder: str) -> None:
+    built, batch = build(model, encoder), ragged()
+    changed_BL = batch.item_BL.clone()
+    changed_BL[0] = 12
+    before, after = hidden(built, batch), hidden(built, batch._replace(item_BL=changed_BL))
+    assert_close(before[1:], after[1:])
+    assert not torch.allclose(before[0], after[0])
+
+
+@pairs
+def test_packing_changes_nothing(model: str, encoder: str) -> None:
+    built, batch = build(model, encoder), ragged()
+    is_item_BL = batch.is_item_BL
+    assert_close(hidden(built, packed(batch))[is_item_BL], hidden(built, batch)[is_item_BL])
+
+
+@pairs
+def test_more_padding_changes_nothing(model: str, encoder: str) -> None:
+    built = build(model, encoder)
+    if built.layout == "fixed":
+        pytest.skip(f"{model} needs rows of max_len")
+    short = hidden(built, collate([[1, 2, 3]], 3))[:, -1]
+    assert_close(short, hidden(built, collate([[1, 2, 3]], MAX_LEN))[:, -1])
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pairs
+def test_gradients_are_finite_with_empty_and_one_item_histories(
+    model: str, encoder: str, objective: str
+) -> None:
+    goal = components.build_objective(objective)
+    try:
+        step = Step(build(model, encoder).train(), goal)
+    except ConfigError:
+        pytest.skip(f"{objective} refuses {model} + {encoder}")
+    batch = collate([[], [4], [1, 2, 3], [5, 6]], MAX_LEN + goal.extra_events)
+    losses = step(batch, goal.prepare(batch, torch.Generator().manual_seed(0)))
+    losses["loss"].backward()
+    assert losses["loss"].isfinite()
+    assert losses["loss"] > 0
+    for name, parameter in step.named_parameters():
+        assert parameter.grad is None or parameter.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pairs
+def test_a_batch_without_targets_costs_nothing(model: str, encoder: str, objective: str) -> None:
+    goal = components.build_objective(objective)
+    try:
+        step = Step(build(model, encoder), goal)
+    except ConfigError:
+        pytest.skip(f"{objective} refuses {model} + {encoder}")
+    batch = collate([[], [4]], MAX_LEN + goal.extra_events)
+    assert step(batch, goal.prepare(batch, torch.Generator().manual_seed(0)))["loss"] == 0
+
+
+@pairs
+def test_step_equals_reading_the_longer_history(model: str, encoder: str) -> None:
+    built = build(model, encoder)
+    with torch.no_grad():
+        state = built.begin(collate([[1, 2, 3], [5, 6, 7, 8, 9, 10, 11, 12]], MAX_LEN))
+        for item_B in (torch.tensor([4, 1]), torch.tensor([5, 2])):
+            state = built.step(state, item_B)
+        rows = [[1, 2, 3, 4, 5], [5, 6, 7, 8, 9, 10, 11, 12, 1, 2]]
+        whole = built.begin(collate(rows, MAX_LEN))
+    assert_close(state.hidden_BD, whole.hidden_BD)
+    assert torch.equal(state.batch.length_B, whole.batch.length_B)
+
+
+@pairs
+def test_freezing_changes_nothing_and_training_thaws(model: str, encoder: str) -> None:
+    built, batch = build(model, encoder), ragged()
+    is_item_BL = batch.is_item_BL
+    plain = hidden(built, batch)
+    assert_close(hidden(built.freeze(), batch)[is_item_BL], plain[is_item_BL])
+    built.train()
+    with torch.no_grad():
+        for parameter in built.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    built.eval()
+    changed = hidden(built, batch)
+    assert not torch.allclose(changed[is_item_BL], plain[is_item_BL])
+    assert_close(hidden(built.freeze(), batch)[is_item_BL], changed[is_item_BL])
+
+
+@pairs
+def test_scores_come_alike_whole_by_block_and_by_item(model: str, encoder: str) -> None:
+    table = build(model, encoder).scoring()
+    state_ND = torch.randn(5, components.DIM)
+    whole_NI = table.score(state_ND)
+    blocks = [table.score(state_ND, first, last) for first, last in table.blocks(5)]
+    item_NK = torch.arange(1, N_ITEMS + 1).expand(5, -1)
+    assert whole_NI.shape == (5, N_ITEMS)
+    assert_close(torch.cat(blocks, dim=1), whole_NI)
+    assert_close(table.score_items(state_ND, item_NK), whole_NI)
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_padding_has_no_vector(encoder: str) -> None:
+    torch.manual_seed(0)
+    built, batch = components.build_encoder(encoder).eval(), ragged()
+    with torch.no_grad():
+        x_BLD = built(batch).x_BLD
+    assert (x_BLD[~batch.is_item_BL] == 0).all()
+    assert (x_BLD[batch.is_item_BL].abs().sum(-1) > 0).all()
+    assert (built.lookup(torch.tensor([0])) == 0).all()
+
+
+@pairs
+def test_evaluation_has_no_chance_in_it(model: str, encoder: str) -> None:
+    built, batch = build(model, encoder), ragged()
+    assert torch.equal(hidden(built, batch), hidden(built, batch))
+
+
+def test_next_item_refuses_a_model_that_sees_the_future() -> None:
+    leaky = build("sasrec", "mltfr", interest="sequence")
+    assert leaky.causal
+    assert not leaky.is_causal
+    with pytest.raises(ConfigError, match="Mltfr lets a position see later ones"):
+        Step(leaky, components.build_objective("next_item"))
+    Step(leaky, components.build_objective("next_item", allow_leak=True))
+    Step(leaky, components.build_objective("last_item"))
+
+
+def test_recipes_build() -> None:
+    from lexrec.config import RunConfig, load_recipe, recipe_names
+    from lexrec.item_encoders.base import Catalogue
+    from lexrec.models import build_model
+
+    for name in recipe_names():
+        config = load_recipe(name)
+        if not isinstance(config, RunConfig):
+            registry.load("baselines", config.baseline.name)
+            continue
+        tables = tuple(components.table(n) for n in config.item_encoder.tables)
+        model = build_model(config, Catalogue(N_ITEMS, config.model.dim, tables))
+        goal = registry.load("objectives", config.objective.name)(config.objective, N_ITEMS)
+        batch = collate([[1, 2, 3, 4]], model.max_len + goal.extra_events)
+        step = Step(model, goal)
+        assert step(batch, goal.prepare(batch, torch.Generator()))["loss"] > 0

@@ -1,0 +1,108 @@
+"""Samples, windows and slots against plain loops."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lexrec.data.batch import Places, collate, with_slots
+from lexrec.data.dataset import TEST, TRAIN, VALIDATION, Dataset
+from lexrec.data.windows import Samples, Windows
+from tests.worlds import world
+
+CPU = torch.device("cpu")
+histories = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=9), min_size=1, max_size=8)
+
+
+def made(rows: list[list[int]]) -> Dataset:
+    splits = [[TRAIN] * (len(r) - 2) + [VALIDATION, TEST] if len(r) > 2 else [TRAIN] * len(r) for r in rows]
+    times = [[100 * u + t for t in range(len(row))] for u, row in enumerate(rows)]
+    return world(rows, 9, splits, times)
+
+
+def trained(row: list[int]) -> list[int]:
+    return row[:-2] if len(row) > 2 else row
+
+
+@given(histories, st.integers(1, 6))
+def test_history_samples_are_each_users_newest_training_events(rows: list[list[int]], max_len: int) -> None:
+    dataset = made(rows)
+    samples = Samples.of(dataset, "history", max_len, 1)
+    windows = Windows(dataset, max_len + 1, CPU)
+    expected = [trained(row)[-(max_len + 1) :] for row in rows if len(trained(row)) > 1]
+    batch = windows.cut(samples.start_S, samples.end_S, samples.user_S)
+    found = [row[row > 0].tolist() for row in batch.item_BL]
+    assert found == expected
+    assert batch.length_B.tolist() == [len(row) for row in expected]
+    assert samples.n_inputs_S.tolist() == [len(row) - 1 for row in expected]
+
+
+@given(histories, st.integers(1, 6))
+def test_prefix_samples_are_every_training_event_with_a_past(rows: list[list[int]], max_len: int) -> None:
+    dataset = made(rows)
+    samples = Samples.of(dataset, "prefix", max_len, 1)
+    batch = Windows(dataset, max_len + 1, CPU).cut(samples.start_S, samples.end_S, samples.user_S)
+    expected = [trained(row)[: t + 1][-(max_len + 1) :] for row in rows for t in range(1, len(trained(row)))]
+    assert [row[row > 0].tolist() for row in batch.item_BL] == expected
+    assert samples.n_inputs_S.tolist() == [len(row) - 1 for row in expected]
+
+
+def test_times_travel_with_their_items() -> None:
+    dataset = made([[1, 2, 3, 4, 5], [6, 7, 8, 9]])
+    samples = Samples.of(dataset, "history", 4, 1)
+    batch = Windows(dataset, 5, CPU).cut(samples.start_S, samples.end_S, samples.user_S)
+    assert batch.time_BL is not None
+    assert batch.time_BL.tolist() == [[0, 0, 0, 1, 2], [0, 0, 0, 100, 101]]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7, 50])
+def test_an_epoch_visits_every_sample_once_and_fills_up_with_empty_rows(batch_size: int) -> None:
+    rng = np.random.default_rng(0)
+    dataset = made([list(rng.integers(1, 10, n)) for n in rng.integers(4, 12, 20)])
+    samples, windows = Samples.of(dataset, "history", 5, 1), Windows(dataset, 6, CPU)
+    batches = list(samples.epoch(windows, batch_size, seed=1, epoch=0))
+    assert len(batches) == samples.n_batches(batch_size)
+    assert all(len(batch.item_BL) == batch_size for batch in batches)
+    users = torch.cat([batch.user_B for batch in batches])
+    assert sorted(users[users >= 0].tolist()) == samples.user_S.tolist()
+    last = batches[-1]
+    assert (last.length_B[last.user_B < 0] == 0).all()
+    for batch in batches:
+        assert batch.capacity is not None
+        assert batch.capacity >= int((batch.length_B - 1).clamp(min=0).sum())
+
+
+def test_the_order_depends_on_seed_and_epoch_alone_and_can_be_entered_midway() -> None:
+    dataset = made([[1 + i % 9] * 5 for i in range(30)])
+    samples, windows = Samples.of(dataset, "history", 5, 1), Windows(dataset, 6, CPU)
+
+    def users(seed: int, epoch: int, skip: int = 0) -> list[list[int]]:
+        return [b.user_B.tolist() for b in samples.epoch(windows, 4, seed=seed, epoch=epoch, skip=skip)]
+
+    assert users(1, 0) == users(1, 0)
+    assert users(1, 0) != users(1, 1)
+    assert users(1, 0) != users(2, 0)
+    assert users(1, 0)[5:] == users(1, 0, skip=5)
+
+
+@given(st.lists(st.lists(st.integers(1, 9), max_size=5), min_size=1, max_size=6), st.integers(0, 4))
+def test_slots_list_the_items_and_move_them_both_ways(rows: list[list[int]], spare: int) -> None:
+    batch = collate(rows, 5)
+    n_items = sum(len(row) for row in rows)
+    slotted = with_slots(batch, n_items + spare)
+    assert slotted.slot_N is not None
+    flat_M = batch.item_BL.flatten()
+    assert flat_M[slotted.slot_N[:n_items]].tolist() == [item for row in rows for item in row]
+    assert (slotted.slot_N[n_items:] == batch.item_BL.numel()).all()
+    if n_items + spare:
+        places, x_BLD = Places.of(slotted), batch.item_BL[..., None].float()
+        assert torch.equal(places.unpack(places.pack(x_BLD)), x_BLD)
+
+
+def test_collate_keeps_the_newest_and_pads_on_the_left() -> None:
+    batch = collate([[1, 2, 3, 4], [5], []], 3, times=[[10, 20, 30, 40], [50], []])
+    assert batch.item_BL.tolist() == [[2, 3, 4], [0, 0, 5], [0, 0, 0]]
+    assert batch.length_B.tolist() == [3, 1, 0]
+    assert batch.time_BL is not None
+    assert batch.time_BL.tolist() == [[20, 30, 40], [0, 0, 50], [0, 0, 0]]
