@@ -310,6 +310,8 @@ def test_a_run_interrupted_within_an_epoch_resumes_to_the_same_bits(world, tmp_p
         assert main(command("halved")) == 130
     newest = max((tmp_path / "halved" / "checkpoints").iterdir())
     assert json.loads((newest / "state.json").read_text())["batch"] == 2
+    with (tmp_path / "halved" / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 9}\n')  # as if killed between a validation and its checkpoint
     assert main([*command("halved"), "--resume"]) == 0
     assert weights(tmp_path / "halved") == weights(tmp_path / "whole")
     assert log(tmp_path / "halved") == log(tmp_path / "whole")
