@@ -190,12 +190,13 @@ class Recommender:
     def _most_popular(
         self, k: int, allow: NDArray[np.int64] | None
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        item_J = (
-            self._by_popularity if allow is None else self._by_popularity[np.isin(self._by_popularity, allow)]
-        )
-        item_K, score_K = np.full(k, PAD, dtype=np.int64), np.full(k, -np.inf, dtype=np.float32)
+        item_J = self._by_popularity
+        if allow is not None:
+            item_J = item_J[np.isin(item_J, allow)]
         item_J = item_J[:k]
-        item_K[: len(item_J)], score_K[: len(item_J)] = item_J, self.run.train_count_I[item_J]
+        n = len(item_J)
+        item_K, score_K = np.full(k, PAD, dtype=np.int64), np.full(k, -np.inf, dtype=np.float32)
+        item_K[:n], score_K[:n] = item_J, self.run.train_count_I[item_J]
         return item_K, score_K
 
     @cached_property

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 import lexrec
+from lexrec.data.dataset import FORMAT_VERSION
 from lexrec.errors import DataError, RunError
 from lexrec.evaluation.evaluate import Evaluation, EvaluationConfig
 from lexrec.evaluation.evaluate import evaluate as measure
@@ -13,12 +14,11 @@ SMALL = ["model.dim=8", "model.n_heads=1", "model.max_len=4", "train.max_epochs=
 
 
 @pytest.fixture
-def dataset(monkeypatch):
-    """In memory, yet found by every run of this test as if it lay in a folder."""
+def dataset(tmp_path):
     around = [[(user + step) % 6 + 1 for step in range(5)] for user in range(12)]
     found = world(around, n_items=6)
-    monkeypatch.setattr("lexrec.run_dir.RunDir.dataset", lambda run, folder=None: found)
-    return found
+    found.manifest.update(format_version=FORMAT_VERSION, has_time=False)
+    return found.save(tmp_path / "data")
 
 
 def test_the_public_name_is_this_function():
