@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lexrec.data._fingerprint import fingerprint
-from lexrec.data.dataset import TEST, TRAIN, VALIDATION, Dataset
+from lexrec.data.dataset import FORMAT_VERSION, TEST, TRAIN, VALIDATION, Dataset
 
 
 def world(
@@ -40,7 +40,15 @@ def of_arrays(
     }
     arrays = {"item": item_N, "offset": offset_U, "split": split_N}
     print_ = fingerprint(arrays, tables["users"], tables["items"])
-    manifest = {"n_items": n_items, "fingerprint": print_, "split": "leave-one-out"}
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "fingerprint": print_,
+        "n_users": len(offset_U) - 1,
+        "n_items": n_items,
+        "n_events": len(item_N),
+        "has_time": time_N is not None,
+        "split": "leave-one-out",
+    }
     return Dataset(item_N, offset_U, split_N, time_N, manifest, tables=tables)
 
 
