@@ -26,6 +26,7 @@ _PUBLIC = {
     "evaluate": "lexrec.training.evaluate_run",
     "EvaluationConfig": "lexrec.evaluation.evaluate",
     "Recommender": "lexrec.serving.recommender",
+    "Session": "lexrec.serving.session",
 }
 
 __all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604

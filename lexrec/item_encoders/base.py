@@ -5,7 +5,7 @@ J items of one block, D width.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -92,11 +92,6 @@ class ScoringTable:
             row_NKD = F.normalize(row_NKD, dim=-1)
         logit_NK = (row_NKD @ self.query(hidden_ND)[:, :, None])[..., 0]
         return logit_NK if self.bias_I is None else logit_NK + self.bias_I[item_NK - 1]
-
-    def blocks(self, size: int) -> Iterator[tuple[int, int]]:
-        """(first, last) ranges that cover items 1..n in order."""
-        for first in range(1, self.n_items + 1, size):
-            yield first, min(first + size, self.n_items + 1)
 
 
 class ItemEncoder(nn.Module, ABC):

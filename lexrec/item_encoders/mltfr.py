@@ -138,6 +138,18 @@ class Mltfr(ItemEncoder):
         interest_MD = interest_ND.new_zeros(M + 1, interest_ND.shape[1])
         return unit_N, interest_MD.index_copy(0, place_N, interest_ND)[:M]
 
+    def _newest_interest(self, batch: Batch, e_BLD: Tensor) -> Tensor:
+        """What the newest position chooses by: its own prefix, or that of the latest anchor."""
+        mean_BLD = self._prefix_means(batch, e_BLD)
+        if not self.config.refresh:
+            return mean_BLD[:, -1]
+        B, L = batch.item_BL.shape
+        is_anchor = _anchors(L, self.config.refresh, e_BLD.device)
+        anchor_of_length = (is_anchor * torch.arange(L + 1, device=e_BLD.device)).cummax(0).values
+        length_B = batch.is_item_BL.sum(1)
+        place_B = L - 1 - (length_B - anchor_of_length[length_B])
+        return mean_BLD[torch.arange(B, device=e_BLD.device), place_B]
+
     def freeze(self) -> None:
         for expert in self.experts:
             expert.freeze()  # type: ignore[operator]
@@ -149,7 +161,7 @@ class Mltfr(ItemEncoder):
     @torch.no_grad()
     def inspect(self, batch: Batch) -> list[ExpertView]:
         e_BLD = self.lookup(batch.item_BL)
-        interest_BD = self._prefix_means(batch, e_BLD)[:, -1]
+        interest_BD = self._newest_interest(batch, e_BLD)
         query_B1D = e_BLD[:, -1:]
         gate_BE = self._gate(query_B1D)[:, 0]
         views = []

@@ -144,6 +144,16 @@ def test_inspect_shows_the_newest_choice() -> None:
     assert_close(view.weight_BK.sum(1), torch.ones(1))
 
 
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 8])
+def test_inspect_shows_what_the_model_read_between_anchors(n: int) -> None:
+    items = [3, 1, 4, 1, 5, 9, 2, 6][:n]
+    built = encoder(refresh=1.0)
+    latest = max(a for a in (1, 2, 4, 8) if a <= n)
+    view = built.inspect(collate([items, [5]], MAX_LEN))[0]
+    assert torch.equal(view.token_BK[0], chosen_at_each_prefix(built, items)[latest - 1])
+    assert torch.equal(view.token_BK[1], chosen_at_each_prefix(built, [5])[0])
+
+
 def test_noise_belongs_to_training() -> None:
     built, batch = encoder(dropout=0.0), ragged()
     calm = built(batch).x_BLD
