@@ -205,10 +205,12 @@ def test_tensorboard_gets_loss_and_metrics(data: Dataset, tmp_path: Path) -> Non
     assert [event.step for event in events.Scalars("loss")] == [50]
 
 
+@pytest.mark.filterwarnings("ignore")  # of mlflow and what it stands on
 def test_mlflow_gets_config_and_metrics(
     data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mlflow = pytest.importorskip("mlflow")
+    monkeypatch.chdir(tmp_path)  # mlflow keeps artifacts where it is started
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     train(small(), data=data, out=tmp_path / "run", track=("mlflow",))
     found = mlflow.search_runs(search_all_experiments=True)
