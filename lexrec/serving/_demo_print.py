@@ -5,6 +5,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,10 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lexrec.serving._demo_verdict import METRIC, Difference, verdict
+from lexrec.serving._demo_verdict import METRIC, verdict
 from lexrec.serving.demo import PLAIN, RANDOM, TOKENS, Demo, Measured, Person
 
-_SHOWN = ("hr@10", "ndcg@10", "hr@20", "ndcg@20")
+_SHOWN = ("hr@10", "ndcg@10", "ndcg@20")
 _WIDTH = 100
 """Columns of output that goes to no terminal."""
 _N_TOKENS = 8
@@ -39,9 +40,12 @@ def step(out: Console, what: str, text: str) -> None:
 
 def report(found: Demo, out: Console) -> None:
     """The table, the verdict, three users, and what to type next."""
-    for part in (_results(found), _answer(found), _people(found), _next(found)):
+    for part in (_results(found), _answer(found), _people(found)):
         for line in part:
             out.print(line)
+    for line in _next(found):
+        # A command that is broken over two lines cannot be copied.
+        out.print(line, soft_wrap=True)
 
 
 def _results(found: Demo) -> Iterator[RenderableType]:
@@ -54,7 +58,7 @@ def _results(found: Demo) -> Iterator[RenderableType]:
         "place counts more. Larger is better."
     )
     table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for name in (*_SHOWN, "parameters", "best epoch", "seconds"):
         table.add_column(name.upper() if "@" in name else name, justify="right")
     best = {name: max(arm.test.metrics[name] for arm in found.arms.values()) for name in _SHOWN}
@@ -80,58 +84,85 @@ def _costs(arm: Measured) -> list[str]:
 
 
 def _answer(found: Demo) -> Iterator[RenderableType]:
-    yield Text("Did the tokens help?", "bold")
     label = found.arms[TOKENS].label
+    yield Text(f"Did the tokens help? {METRIC.upper()} of {label}, compared on the same users", "bold")
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("with")
+    table.add_column("difference", justify="right")
+    table.add_column("95 % interval")
+    table.add_column("")
     for difference, other in ((found.over_plain, PLAIN), (found.over_random, RANDOM)):
-        yield f"{label} less {found.arms[other].label}: {_signed(difference)}"
+        interval = f"{difference.low:+.4f} to {difference.high:+.4f}"
+        said = {1: "better", -1: "worse", 0: "may be chance"}[difference.sign]
+        table.add_row(Text(found.arms[other].label), f"{difference.mean:+.4f}", interval, said)
+    yield table
     yield Text(verdict(found.over_plain, found.over_random), "bold")
+    yield _best(found)
+    yield from _unfinished(found)
     yield (
-        "The intervals hold 95 % of 10,000 draws of as many users: they say how much depends on who was "
-        "asked. How much depends on the luck of one training they do not say, and one seed proves nothing. "
-        "The same recipe with another train.seed may turn the order round: see below."
+        "The intervals come from drawing as many users again, 10,000 times: they say how much depends on who "
+        "was asked. They do not say how much depends on the luck of one training, and one seed proves "
+        "nothing: another train.seed may turn the order round."
     )
 
 
-def _signed(difference: Difference) -> str:
-    said = {1: "better", -1: "worse", 0: "may be chance"}[difference.sign]
-    interval = f"{difference.low:+.4f} to {difference.high:+.4f}"
-    return f"{METRIC.upper()} {difference.mean:+.4f} (95 % interval {interval}), {said}"
+def _best(found: Demo) -> str:
+    best = max(found.arms.values(), key=lambda arm: arm.test.metrics[METRIC])
+    said = f"The highest {METRIC.upper()} is that of {best.label}"
+    return f"{said}." if best.is_trained else f"{said}, which only counts: no model beat it here."
+
+
+def _unfinished(found: Demo) -> Iterator[str]:
+    trained = [arm for arm in found.arms.values() if arm.is_trained]
+    rising = [arm.label for arm in trained if arm.run.summary["best_epoch"] == arm.run.summary["epochs"]]
+    if rising:
+        yield f"Still getting better when training ended: {'; '.join(rising)}."
 
 
 def _people(found: Demo) -> Iterator[RenderableType]:
     yield ""
     label = found.arms[TOKENS].label
-    n_people = len(found.people)
-    yield Text(f"What {label} recommends to the first {n_people} users", "bold")
+    yield Text(f"What {label} recommends to the first {len(found.people)} users", "bold")
+    yield (
+        "Tokens: those of each table that got the most attention, and the table's share of the mixture. "
+        "Attention says what was looked at, not that it helped."
+    )
     for person in found.people:
-        yield from _person(person, found.arms[TOKENS].test.protocol.n_candidates)
+        yield from _person(person)
 
 
-def _person(person: Person, n_items: int) -> Iterator[RenderableType]:
-    n_competing = n_items - person.n_history
+def _person(person: Person) -> Iterator[RenderableType]:
     yield ""
-    yield Text(f"User {person.user_id}: {person.n_history} films rated before the held-out one")
+    yield Text(f"User {person.user_id}, {person.n_history} films rated before the held-out one")
     table = Table(box=box.SIMPLE_HEAD, expand=True)
     table.add_column("rated last, newest first", ratio=1, no_wrap=True, overflow="ellipsis")
     table.add_column("recommended", ratio=1, no_wrap=True, overflow="ellipsis")
-    n_rows = max(len(person.recent), len(person.recommended))
-    shown = [f"{i}. {title}" for i, title in enumerate(person.recommended, 1)]
-    for i in range(n_rows):
-        hit = i < len(shown) and person.is_next[i]
-        right = Text(shown[i] if i < len(shown) else "", "bold" if hit else "")
-        right.append(" <- rated next" if hit else "")
-        table.add_row(Text(person.recent[i] if i < len(person.recent) else ""), right)
+    numbered = (f"{i}. {title}" for i, title in enumerate(person.recommended, 1))
+    right = [
+        Text(f"{title} <- rated next", "bold") if hit else Text(title)
+        for title, hit in zip(numbered, person.is_next, strict=True)
+    ]
+    for left, listed in zip_longest(map(Text, person.recent), right, fillvalue=Text("")):
+        table.add_row(left, listed)
     yield table
-    yield Text(f"  rated next     {person.next_title}: place {person.rank:g} of {n_competing:,}")
-    yield Text(f"  1. leans on    {person.leans_on}")
-    for table_name, gate, tokens in person.experts:
-        words = [token.text.strip() for token in tokens if token.text.strip()]
-        yield Text(f"  {table_name:<12}   {gate:.0%} of the gate: {', '.join(words[:_N_TOKENS])}")
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(width=20)
+    facts.add_column()
+    facts.add_row(
+        "  rated next", Text(f"{person.next_title}: place {person.rank:g} of {person.n_competing:,}")
+    )
+    facts.add_row("  1. mostly due to", Text(person.leans_on))
+    for name, gate, tokens in person.experts:
+        # " Port" and "Port" are two tokens and one word.
+        words = list(dict.fromkeys(word for token in tokens if (word := token.text.strip())))
+        facts.add_row(Text(f"  {name} {gate:.0%}"), Text(", ".join(words[:_N_TOKENS])))
+    yield facts
 
 
 def _next(found: Demo) -> Iterator[RenderableType]:
     lexrec, data = _program(), shlex.quote(str(found.out / "data"))
     run = shlex.quote(str(found.arms[TOKENS].run.path))
+    recipe = shlex.quote(str(found.arms[TOKENS].run.path / "config.yaml"))
     again = shlex.quote(str(found.out / "seed-2"))
     ids, titles = _popular(found)
     history = ",".join(ids)
@@ -140,12 +171,12 @@ def _next(found: Demo) -> Iterator[RenderableType]:
     rows = [
         (f"someone who rated {' and '.join(titles)}", f"recommend {run} --history {history}"),
         ("why these films", f"explain {run} --history {history}"),
-        ("another seed, to see what luck does", f"train demo_mltfr --data {data} --out {again} train.seed=2"),
+        ("another seed, to see what luck does", f"train {recipe} --data {data} --out {again} train.seed=2"),
         ("is a token table sane?", "tokens show wordllama --near guitar"),
         ("your own table of events", "prepare events.parquet --time timestamp --out data/mine"),
     ]
     for about, words in rows:
-        yield Text(f"  # {about}\n  {lexrec} {words}", overflow="fold")
+        yield Text(f"  # {about}\n  {lexrec} {words}")
     yield Text("The guide begins at docs/guide/first-run.md.")
 
 

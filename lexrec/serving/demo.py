@@ -58,8 +58,10 @@ ARMS = (
     Arm(TOKENS, "SASRec + MLTFR", "demo_mltfr"),
     Arm(RANDOM, "SASRec + MLTFR, random tables", "demo_mltfr", ("item_encoder.random_seed=1",)),
 )
-_FAST = ("model.max_len=20", "train.max_epochs=12")
+_FAST = ("model.max_len=20", "train.max_epochs=10")
 """What --fast changes in every trained arm alike."""
+_FAST_TOKENS = ("item_encoder.max_tokens=4096", "item_encoder.refresh=1.0")
+"""And in those with tables."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,8 @@ class Person:
     next_title: str
     rank: float
     """Place of what came next in the whole ranking, as the evaluation counted it."""
+    n_competing: int
+    """Items of that ranking."""
     recommended: list[str]
     is_next: list[bool]
     """True where the recommended item is the one that came next."""
@@ -141,12 +145,12 @@ def demo(
         table = load_table(name)
         facts = f"{table.n_tokens:,} tokens x {table.width}, licence {table.licence or 'unknown'}"
         say(f"token table {table.name}", facts)
-    named = f"item_encoder.tables=[{','.join(tables)}]"
     changed = (*(_FAST if fast else ()), *overrides)
+    changed_tokens = (f"item_encoder.tables=[{','.join(tables)}]", *(_FAST_TOKENS if fast else ()))
     folder = out / ("runs-fast" if fast else "runs")
     arms = {}
     for arm in ARMS:
-        config = _config(arm, named, changed)
+        config = _config(arm, changed, changed_tokens)
         arms[arm.name] = _measured(arm, config, folder / arm.name, dataset, say)
     for other in arms.values():
         arms[TOKENS].test.protocol.require_alike(other.test.protocol)
@@ -168,13 +172,23 @@ def _prepared(folder: Path, data_from: Path | None, say: Say) -> Dataset:
         movies = movielens(data_from)
         say("MovieLens-100K", f"from {movies.source}")
         dataset = _prepare(movies, folder)
-        say("", dataset.summary())
+        say("", _facts(dataset))
         return dataset
     dataset = Dataset.load(folder)
     if data_from is not None and _build(movielens(data_from)).fingerprint != dataset.fingerprint:
         raise DataError(f"{folder} was made from other data than {data_from}; choose another --out")
     say("MovieLens-100K", f"prepared before, in {folder}")
     return dataset
+
+
+def _facts(dataset: Dataset) -> str:
+    n_tied = dataset.manifest["ties"]["adjacent"]
+    return (
+        f"{dataset.n_users:,} users, {dataset.n_items:,} films, {len(dataset.item_N):,} ratings. Each user's "
+        "last film is held out for the test, the one before it for choosing the best epoch. "
+        f"{n_tied:,} ratings carry the same second as the user's rating before: these stay in the order of "
+        "the file"
+    )
 
 
 def _prepare(movies: Movies, folder: Path) -> Dataset:
@@ -191,12 +205,12 @@ def _build(movies: Movies) -> Dataset:
     return build(movies.events, Columns("user_id", "item_id", "timestamp"), items=items, options=Options())
 
 
-def _config(arm: Arm, tables: str, changed: Sequence[str]) -> AnyRunConfig:
+def _config(arm: Arm, changed: Sequence[str], changed_tokens: Sequence[str]) -> AnyRunConfig:
     plain = load_recipe(arm.recipe)
     if not isinstance(plain, RunConfig):
         return plain
-    tables_too = (tables,) if plain.item_encoder.tables else ()  # type: ignore[attr-defined]
-    return load_recipe(arm.recipe, [*tables_too, *arm.overrides, *changed])
+    has_tables = bool(plain.item_encoder.tables)  # type: ignore[attr-defined]
+    return load_recipe(arm.recipe, [*arm.overrides, *(changed_tokens if has_tables else ()), *changed])
 
 
 def _measured(arm: Arm, config: AnyRunConfig, path: Path, dataset: Dataset, say: Say) -> Measured:
@@ -249,6 +263,7 @@ def _person(recommender: Recommender, dataset: Dataset, event: int, test: Evalua
         recent=recommender.titles(history[: -_N_RECENT - 1 : -1]),
         next_title=recommender.titles([next_id])[0],
         rank=float(test.rank_E[event]),
+        n_competing=test.protocol.n_candidates - len(set(history) - {next_id}),
         recommended=recommender.titles(why.item_ids),
         is_next=[item_id == next_id for item_id in why.item_ids],
         leans_on=recommender.titles([heaviest])[0],
