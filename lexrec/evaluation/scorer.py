@@ -49,8 +49,8 @@ class ModelScorer:
     @torch.no_grad()
     def encode(self, batch: Batch) -> Tensor:
         """Hidden states, [B, D]."""
+        n_items = int(batch.length_B.sum())  # before the move: afterwards it would wait for the device
         batch = batch.to(self.device)
-        n_items = int(batch.length_B.sum())
         # Full rows, a single history above all, have no padding to skip.
         if self.model.layout == "packed" and batch.slot_N is None and n_items < batch.item_BL.numel():
             batch = with_slots(batch, max(n_items, 1))

@@ -15,6 +15,7 @@ Dimension key: M interests, U attending units of Q queries each, V tokens, W LLM
 D width, H heads, C head width.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -76,6 +77,20 @@ class TokenExpert(nn.Module):
             self.align.requires_grad_(False)
             self.logit_scale.requires_grad_(False)
         self._constants: _Constants | None = None
+        # Whatever changes the weights makes the constants lies: loading, moving, training.
+        self.register_load_state_dict_pre_hook(lambda *_: self.thaw())  # type: ignore[no-untyped-call]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TokenExpert":
+        self.thaw()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def train(self, mode: bool = True) -> "TokenExpert":
+        """Training changes the weights, so it drops what `freeze` computed."""
+        if mode:
+            self.thaw()
+        super().train(mode)
+        return self
 
     def forward(
         self, query_UQD: Tensor, interest_MD: Tensor, unit_U: Tensor | None
@@ -108,7 +123,10 @@ class TokenExpert(nn.Module):
         scale = self.logit_scale.detach()
         token_MK = choose_tokens(interest_MD.detach(), aligned_VD.detach(), self.k, scale=scale, noise=noise)
         if not is_learning:
-            return Chosen(token_MK, None, None)
+            # A frozen filter chooses without gradient; what its rows weigh stays the estimator's.
+            is_shared = self.config.estimator == "release"
+            weight_MK = torch.full(token_MK.shape, 1 / self.k, device=token_MK.device) if is_shared else None
+            return Chosen(token_MK, None, weight_MK)
         if aligns_all:
             row_MKD = aligned_VD[token_MK]
         else:
@@ -121,7 +139,8 @@ class TokenExpert(nn.Module):
 
     def _choose_dense(self, interest_MD: Tensor, noise: bool) -> Chosen:
         """The paper's straight-through weights need the softmax over the whole vocabulary."""
-        cosine_MV = F.normalize(interest_MD, dim=-1) @ self._aligned().T
+        asked_MD = interest_MD if self.config.bends_items else interest_MD.detach()
+        cosine_MV = F.normalize(asked_MD, dim=-1) @ self._aligned().T
         score_MV = self.logit_scale * cosine_MV
         # A softmax over a vocabulary needs more than bf16.
         score_MV = score_MV.to(torch.promote_types(score_MV.dtype, torch.float32))
@@ -176,6 +195,8 @@ class TokenExpert(nn.Module):
     def _rows(self, token: Tensor | None) -> Tensor:
         """Table rows in the arithmetic of the weights."""
         table = self.table_VW if token is None else self.table_VW[token]
+        if torch.is_autocast_enabled(table.device.type):
+            return table  # autocast would only cast it back
         return table.to(self.align.weight.dtype)
 
     @torch.no_grad()

@@ -11,13 +11,15 @@ with the token-embedding tables of several language models. No item text is read
 
 Differences from the paper and its release (options name theirs): the interest of a position is the mean
 of the items up to it (prefix), since the mean of the whole row leaks the targets of causal training;
-attention is per user; the choice gets its gradient through the attention logits; noise in training only,
-against a learnable logit_scale; one softmax in the gate; frozen tables, scaled to rms 1.
+attention is per user; the choice gets its gradient through the attention logits, and that gradient stays off
+the item vectors; noise in training only, against a learnable logit_scale; one softmax in the gate; frozen
+tables, scaled so that a row's norm is about 1; the mixture is capped at a share of the item vector's length.
 
 Dimension key: B batch, L positions, N slots, M interests, U units, Q queries a unit, K tokens, E experts,
 D width.
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -50,6 +52,8 @@ class Mltfr(ItemEncoder):
         super().__init__()
         if len(catalogue.tables) != len(config.tables):
             raise ConfigError(f"mltfr: {len(config.tables)} tables named, {len(catalogue.tables)} given")
+        if catalogue.dim % config.n_heads:
+            raise ConfigError(f"mltfr: n_heads {config.n_heads} does not divide model.dim {catalogue.dim}")
         self.config = config
         self.causal = config.interest == "prefix"
         self.n_items = catalogue.n_items
@@ -172,6 +176,7 @@ class Mltfr(ItemEncoder):
         return views
 
 
+@lru_cache(maxsize=8)
 def _anchors(n: int, refresh: float, device: torch.device) -> Tensor:
     """True at prefix lengths where tokens are chosen anew: each at least (1 + refresh) times the last."""
     is_anchor = torch.zeros(n + 1, dtype=torch.bool)

@@ -4,7 +4,7 @@
     chosen[m]   = the K best v
 
 Nothing of size [M, V] outlives a chunk. The choice itself has no gradient; the estimators that give it one
-work on the chosen tokens (item_encoders/_filter.py).
+work on the chosen tokens (item_encoders/_expert.py).
 
 Dimension key: M queries, V tokens, K chosen tokens, D width, P groups of G tokens.
 """

@@ -5,23 +5,31 @@ Dimension key: B batch, L positions, D width, N flat.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from lexrec.config import Config
-from lexrec.data.batch import PAD, Batch
+from lexrec.data.batch import Batch
 from lexrec.item_encoders.base import ItemEncoder, ScoringTable
 
 
 class ModelConfig(Config):
     """What every backbone has."""
 
-    dim: int = 64
+    dim: int = Field(64, ge=1)
     """Width of item vectors and hidden states."""
-    max_len: int = 50
+    max_len: int = Field(50, ge=1)
     """Longest history the model sees, in items."""
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        n_heads = getattr(self, "n_heads", 1)
+        if self.dim % n_heads:
+            raise ValueError(f"n_heads {n_heads} does not divide dim {self.dim}")
+        return self
 
 
 class Encoded(NamedTuple):
@@ -51,6 +59,9 @@ class SequenceModel(nn.Module, ABC):
     incremental: ClassVar[bool] = False
     """True if `step` costs one position instead of a whole row."""
 
+    reads_mask: ClassVar[bool] = False
+    """True if the next item is read at a [MASK] that `encode_next` puts after the newest item."""
+
     items: ItemEncoder
     blocks: nn.ModuleList
     max_len: int
@@ -78,8 +89,8 @@ class SequenceModel(nn.Module, ABC):
         return State(batch, self.encode_next(batch).hidden_BLD[:, -1])
 
     def step(self, state: State, item_B: Tensor, time_B: Tensor | None = None) -> State:
-        """The state after one more event a row. Equal to `begin` on the longer history."""
-        return self.begin(append(state.batch, item_B, time_B))
+        """The state after one more event a row, never padding. Equal to `begin` on the longer history."""
+        return self.begin(append(state.batch, item_B, time_B, self.max_len))
 
     def freeze(self) -> "SequenceModel":
         """Evaluation mode with constants precomputed (aligned tables, projected keys and values)."""
@@ -87,20 +98,20 @@ class SequenceModel(nn.Module, ABC):
         self.items.freeze()
         return self
 
-    def train(self, mode: bool = True) -> "SequenceModel":
-        if mode:
-            self.items.thaw()
-        super().train(mode)
-        return self
 
+def append(batch: Batch, item_B: Tensor, time_B: Tensor | None, max_len: int) -> Batch:
+    """Each row one event longer; of a row that then exceeds `max_len` the oldest falls out.
 
-def append(batch: Batch, item_B: Tensor, time_B: Tensor | None = None) -> Batch:
-    """Each row one event longer; the oldest falls out of a full row."""
-    item_BL = torch.cat([batch.item_BL[:, 1:], item_B[:, None]], dim=1)
-    time_BL = batch.time_BL
-    if time_BL is not None and time_B is not None:
-        time_BL = torch.cat([time_BL[:, 1:], time_B[:, None]], dim=1)
-    length_B = (batch.length_B + (item_B != PAD)).clamp(max=batch.item_BL.shape[1])
+    Raises:
+        ValueError: the batch has times and the event has none, or the reverse.
+    """
+    if (batch.time_BL is None) != (time_B is None):
+        raise ValueError("an event needs a time exactly where the history has times")
+    item_BL = torch.cat([batch.item_BL, item_B[:, None]], dim=1)[:, -max_len:]
+    time_BL = None
+    if batch.time_BL is not None and time_B is not None:
+        time_BL = torch.cat([batch.time_BL, time_B[:, None]], dim=1)[:, -max_len:]
+    length_B = (batch.length_B + 1).clamp(max=max_len)
     return Batch(item_BL, length_B, batch.user_B, time_BL)
 
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -55,7 +56,7 @@ def save(
     save_file({**_optimizer_tensors(optimizer), **_random_states(generator)}, partial / "trainer.safetensors")
     log = run.path / "metrics.jsonl"
     at.log_bytes = log.stat().st_size if log.exists() else 0
-    write_json(partial / _STATE, asdict(at))
+    write_json(partial / _STATE, {**asdict(at), "device": generator.device.type})
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
     _keep_only(run, {at.step, at.best_step})
@@ -67,18 +68,23 @@ def restore(
     """Load the newest complete checkpoint, if there is one, and cut the log back to it.
 
     Raises:
-        RunError: the checkpoint does not fit the model.
+        RunError: the checkpoint does not fit the model, was made on another kind of device, or is damaged.
     """
     folder = newest(run)
     if folder is None:
         _cut(run.path / "metrics.jsonl", 0)
         return Progressed()
-    at = Progressed(**read_json(folder / _STATE))
+    state = read_json(folder / _STATE)
+    if state.pop("device") != generator.device.type:
+        raise RunError(
+            f"{run.path} was started on another device than {generator.device.type}; resume it there"
+        )
+    at = Progressed(**state)
     try:
-        model.load_state_dict(load_file(folder / "model.safetensors"))
+        model.load_state_dict(_load(folder / "model.safetensors"))
     except RuntimeError as error:
         raise RunError(f"{folder} does not fit the model of this run: {error}".splitlines()[0]) from error
-    tensors = load_file(folder / "trainer.safetensors")
+    tensors = _load(folder / "trainer.safetensors")
     _restore_optimizer(optimizer, tensors)
     _restore_random_states(generator, tensors)
     _cut(run.path / "metrics.jsonl", at.log_bytes)
@@ -96,6 +102,14 @@ def keep_best(run: RunDir, at: Progressed) -> None:
     """At the end of a run: only the best weights stay."""
     _keep_only(run, {at.best_step})
     (run.checkpoint(at.best_step) / "trainer.safetensors").unlink(missing_ok=True)
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{path} is missing or damaged: {error}") from error
+    return tensors
 
 
 def _keep_only(run: RunDir, steps: set[int]) -> None:
@@ -127,16 +141,16 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tens
 
 def _random_states(generator: torch.Generator) -> dict[str, Tensor]:
     states = {"random.cpu": torch.get_rng_state(), "random.objective": generator.get_state()}
-    if torch.cuda.is_available():
-        states["random.cuda"] = torch.cuda.get_rng_state()
+    if generator.device.type == "cuda":
+        states["random.cuda"] = torch.cuda.get_rng_state(generator.device)
     return states
 
 
 def _restore_random_states(generator: torch.Generator, tensors: dict[str, Tensor]) -> None:
     torch.set_rng_state(tensors["random.cpu"])
     generator.set_state(tensors["random.objective"])
-    if "random.cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["random.cuda"])
+    if generator.device.type == "cuda":
+        torch.cuda.set_rng_state(tensors["random.cuda"], generator.device)
 
 
 def _cut(log: Path, n_bytes: int) -> None:

@@ -21,6 +21,8 @@ from lexrec.training.step import Step
 from lexrec.training.trackers import Tracker
 from lexrec.training.watch import LossWatch
 
+_OWN_STREAM = 2**32
+"""Keeps the objective's draws apart from those of weights and dropout, which start from the seed itself."""
 _CHECKPOINT_SECONDS = 300.0
 """Between checkpoints within an epoch; each epoch that is validated ends with one."""
 
@@ -33,16 +35,21 @@ class Trainer:
         self.config = run.config.train
         self.step, self.dataset, self.run, self.device = step.to(device), dataset, run, device
         self.optimizer = build_optimizer(step, self.config)
-        self.generator = torch.Generator(device).manual_seed(self.config.seed)
+        self.generator = torch.Generator(device).manual_seed(self.config.seed + _OWN_STREAM)
         max_len, extra = step.model.max_len, step.objective.extra_events
         self.samples = Samples.of(dataset, step.objective.sampling, max_len, extra)
         self.windows = Windows(dataset, max_len + extra, device)
         self.watch = LossWatch(run.path, device)
         self.has_validation = bool((dataset.validation_end_U > dataset.train_end_U).any())
         wants_bf16 = self.config.precision == "bf16" or (
-            self.config.precision == "auto" and device.type == "cuda"
+            self.config.precision == "auto"
+            and device.type == "cuda"
+            and torch.cuda.is_bf16_supported(including_emulation=False)
         )
-        self.arithmetic = torch.autocast(device.type, torch.bfloat16) if wants_bf16 else nullcontext()
+        # Without its cache of casts: a cast made under no_grad must not serve a forward with gradient.
+        self.arithmetic = (
+            torch.autocast(device.type, torch.bfloat16, cache_enabled=False) if wants_bf16 else nullcontext()
+        )
 
     @property
     def n_steps(self) -> int:

@@ -1,5 +1,7 @@
 """Adam, and a linear warm-up."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -10,8 +12,13 @@ def build_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optim
     """AdamW over everything trainable; with weight_decay 0 it is Adam. One kernel a step on a GPU."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     is_on_gpu = any(p.is_cuda for p in parameters)
+    # Decay would pull norms, biases and the filter's logit_scale towards zero, which is no simpler model.
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in parameters if p.ndim >= 2]},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW(
-        parameters, lr=config.lr, weight_decay=config.weight_decay, fused=is_on_gpu, foreach=not is_on_gpu
+        groups, lr=config.lr, weight_decay=config.weight_decay, fused=is_on_gpu, foreach=not is_on_gpu
     )
 
 

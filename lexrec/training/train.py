@@ -78,6 +78,8 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError(f"{device.type} is neither cpu nor cuda")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device {name!r} is not usable here; use auto, cpu, cuda or cuda:N") from error
@@ -126,7 +128,6 @@ def _train_model(
     finally:
         for tracker in trackers:
             tracker.end()
-    checkpoint.keep_best(run, at)
     run.finish(
         {
             "best_step": at.best_step,
@@ -139,4 +140,6 @@ def _train_model(
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         }
     )
+    # Only after DONE: a run killed in between would have nothing left to resume from.
+    checkpoint.keep_best(run, at)
     return run

@@ -22,7 +22,7 @@ class LossWatch:
 
     def see(self, step: int, loss: Tensor, batch: Batch) -> None:
         """Remember a loss, and check once enough have come."""
-        self._pending.append((step, loss.detach(), batch))
+        self._pending.append((step, loss.detach().clone(), batch))
         if len(self._pending) >= self._every:
             self.check()
 

@@ -244,3 +244,28 @@ def test_options_that_contradict_are_refused() -> None:
         MltfrConfig(interest="sequence", refresh=0.5)
     with pytest.raises(ConfigError, match="2 tables named, 0 given"):
         Mltfr(MltfrConfig(), Catalogue(N_ITEMS, 8))
+
+
+def test_a_frozen_filter_weighs_rows_as_its_estimator_does() -> None:
+    options = {"estimator": "release", "cap": None}
+    learned, frozen = encoder(**options), encoder(filter="frozen", **options)
+    assert_close(added(frozen, ragged()), added(learned, ragged()))
+
+
+def test_what_changes_the_weights_drops_the_constants() -> None:
+    other, batch = encoder(seed=1), ragged()
+    expected = other(batch).x_BLD
+    built = encoder()
+    built.freeze()
+    built.load_state_dict(other.state_dict())
+    assert_close(built(batch).x_BLD, expected)
+    built.freeze()
+    assert built.double()(batch).x_BLD.dtype == torch.float64
+    built.freeze()
+    built.train()
+    assert all(expert._constants is None for expert in built.experts)
+
+
+def test_heads_that_do_not_divide_the_width_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"n_heads 5 does not divide model\.dim 32"):
+        encoder(n_heads=5)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from lexrec.data.batch import Places, collate, with_slots
 from lexrec.data.dataset import TEST, TRAIN, VALIDATION, Dataset
 from lexrec.data.windows import Samples, Windows
+from lexrec.models.base import append
 from tests.worlds import world
 
 CPU = torch.device("cpu")
@@ -106,3 +107,16 @@ def test_collate_keeps_the_newest_and_pads_on_the_left() -> None:
     assert batch.length_B.tolist() == [3, 1, 0]
     assert batch.time_BL is not None
     assert batch.time_BL.tolist() == [[20, 30, 40], [0, 0, 50], [0, 0, 0]]
+
+
+def test_append_keeps_times_beside_their_items_and_the_newest_of_a_full_row() -> None:
+    batch = collate([[1, 2, 3], [4]], 3, times=[[10, 20, 30], [40]])
+    longer = append(batch, torch.tensor([5, 6]), torch.tensor([50, 60]), 4)
+    assert longer.item_BL.tolist() == [[1, 2, 3, 5], [0, 0, 4, 6]]
+    assert longer.time_BL is not None
+    assert longer.time_BL.tolist() == [[10, 20, 30, 50], [0, 0, 40, 60]]
+    full = append(longer, torch.tensor([7, 8]), torch.tensor([70, 80]), 4)
+    assert full.item_BL.tolist() == [[2, 3, 5, 7], [0, 4, 6, 8]]
+    assert full.length_B.tolist() == [4, 3]
+    with pytest.raises(ValueError, match="an event needs a time exactly where the history has times"):
+        append(batch, torch.tensor([5, 6]), None, 4)

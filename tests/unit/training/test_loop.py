@@ -177,7 +177,14 @@ def test_frozen_parameters_are_not_optimised() -> None:
     layer = torch.nn.Linear(2, 2)
     layer.bias.requires_grad_(False)
     optimizer = build_optimizer(layer, TrainConfig())
-    assert [len(group["params"]) for group in optimizer.param_groups] == [1]
+    assert [p for group in optimizer.param_groups for p in group["params"]] == [layer.weight]
+
+
+def test_only_matrices_decay() -> None:
+    step = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.LayerNorm(2))
+    optimizer = build_optimizer(step, TrainConfig(weight_decay=0.1))
+    decayed = [p for g in optimizer.param_groups if g["weight_decay"] for p in g["params"]]
+    assert [id(p) for p in decayed] == [id(step[0].weight)]
 
 
 def test_a_loss_on_a_gpu_is_read_in_groups(tmp_path: Path, data: Dataset) -> None:
