@@ -17,7 +17,6 @@ item, whatever its length; nothing is edited in place.
 Dimension key: B rows, L positions, V = 2 B views, D width.
 """
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -82,24 +81,26 @@ class Contrastive(Objective):
 
     def _view(self, inputs: Batch, which_B: Tensor, generator: torch.Generator) -> Batch:
         """Each row under its operator: 0 crop, 1 mask, 2 reorder."""
-        operators: tuple[Callable[[Batch, torch.Generator], Tensor], ...] = (
-            self._crop,
-            self._mask,
-            self._reorder,
-        )
-        made_OBL = torch.stack([operator(inputs, generator) for operator in operators])
+        place_BL = self._crop(inputs, generator)
+        cropped_BL = _take(inputs.item_BL, place_BL)
+        made_OBL = torch.stack([cropped_BL, self._mask(inputs, generator), self._reorder(inputs, generator)])
         item_BL = made_OBL[which_B, torch.arange(len(which_B), device=which_B.device)]
-        view = Batch(item_BL, (item_BL != PAD).sum(1), inputs.user_B, inputs.time_BL)
+        time_BL = inputs.time_BL
+        if time_BL is not None:
+            # Hidden and shuffled items leave the times where they are; a crop moves them along.
+            time_BL = torch.where((which_B == 0)[:, None], _take(time_BL, place_BL), time_BL)
+        view = Batch(item_BL, (item_BL != PAD).sum(1), inputs.user_B, time_BL)
         return view if inputs.slot_N is None else with_slots(view, len(inputs.slot_N))
 
     def _crop(self, inputs: Batch, generator: torch.Generator) -> Tensor:
+        """The place each place of the view comes from, -1 where the view has none, [B, L]."""
         item_BL, length_B = inputs.item_BL, inputs.length_B
         kept_B = (self.config.crop * length_B).long().clamp(min=1)
         left_off_B = _randint(length_B - kept_B + 1, inputs, generator)
         L = item_BL.shape[1]
         age_L = torch.arange(L - 1, -1, -1, device=item_BL.device)
-        place_BL = (L - 1 - age_L - left_off_B[:, None]).clamp(min=0)
-        return item_BL.gather(1, place_BL) * (age_L < kept_B[:, None])
+        place_BL = L - 1 - age_L - left_off_B[:, None]
+        return torch.where(age_L < kept_B[:, None], place_BL, -1)
 
     def _mask(self, inputs: Batch, generator: torch.Generator) -> Tensor:
         item_BL = inputs.item_BL
@@ -138,6 +139,11 @@ def nt_xent(z_VD: Tensor, is_view_V: Tensor, temperature: float = 1.0) -> Tensor
     partner_V = torch.arange(V, device=z_VD.device).roll(V // 2)
     loss_V = F.cross_entropy(similarity_VV, partner_V, reduction="none")
     return (loss_V * is_view_V).sum() / is_view_V.sum().clamp(min=1)
+
+
+def _take(value_BL: Tensor, place_BL: Tensor) -> Tensor:
+    """Values from their places, 0 where the place is -1."""
+    return value_BL.gather(1, place_BL.clamp(min=0)) * (place_BL >= 0)
 
 
 def _rand_like(item_BL: Tensor, generator: torch.Generator) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from lexrec.data.batch import Batch, collate
-from lexrec.objectives.contrastive import Contrastive, nt_xent
+from lexrec.objectives.contrastive import Contrastive, _take, nt_xent
 from tests import components
 from tests.components import N_ITEMS
 
@@ -26,7 +26,8 @@ def rows(item_BL: torch.Tensor) -> list[list[int]]:
 
 def draws(operator: str, n: int = 200) -> list[list[list[int]]]:
     goal, generator, batch = objective(), torch.Generator().manual_seed(0), collate(ROWS, 12)
-    return [rows(getattr(goal, operator)(batch, generator)) for _ in range(n)]
+    made = [getattr(goal, operator)(batch, generator) for _ in range(n)]
+    return [rows(_take(batch.item_BL, m) if operator == "_crop" else m) for m in made]
 
 
 def test_crop_keeps_a_run_of_its_share() -> None:
@@ -58,6 +59,14 @@ def test_reorder_shuffles_one_run_and_loses_nothing() -> None:
         assert sorted(one[1]) == [1, 2, 3]
         assert one[2:] == [[7], []]
     assert len({tuple(one[0]) for one in found}) > 100
+
+
+def test_times_stay_with_the_items_of_a_crop() -> None:
+    rows_ = [list(range(1, 11))] * 50
+    batch = collate(rows_, 12, times=[[100 * item for item in row] for row in rows_])
+    view = objective()._view(batch, torch.zeros(50, dtype=torch.int64), torch.Generator().manual_seed(0))
+    assert view.time_BL is not None
+    assert torch.equal(view.time_BL, 100 * view.item_BL)
 
 
 def test_operators_leave_the_batch_as_it_was() -> None:
