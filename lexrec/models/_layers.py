@@ -18,6 +18,12 @@ def causal_mask(is_item_BL: Tensor) -> Tensor:
     return (causal_LL & is_item_BL[:, None, :] | itself_LL)[:, None]
 
 
+def key_mask(is_item_BL: Tensor) -> Tensor:
+    """True where every position may look, [B, 1, 1, L]: at items. An empty row looks everywhere (no NaN)."""
+    is_empty_B1 = ~is_item_BL.any(dim=1, keepdim=True)
+    return (is_item_BL | is_empty_B1)[:, None, None]
+
+
 class Attention(nn.Module):
     """Multi-head self-attention whose projections run on packed slots."""
 

@@ -1,6 +1,6 @@
 """Losses of scored states: pure functions of hidden states, a scoring table, targets and negatives.
 
-Each returns one loss per target, [N]; the objective weighs and averages them.
+Each returns one loss per target, [N]; the objective, or `loss_at_positions`, weighs and averages them.
 
 Dimension key: N scored states, K negatives, I items (column 0 is item 1), D width.
 """
@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lexrec.item_encoders.base import ScoringTable
+from lexrec.models.base import SequenceModel
 from lexrec.objectives.base import ObjectiveConfig, Targets
 
 
@@ -41,6 +42,16 @@ def draw_negatives(
         return torch.randint(1, n_items + 1, shape, generator=generator, device=target_N.device)
     drawn_NK = torch.randint(1, max(n_items, 2), shape, generator=generator, device=target_N.device)
     return drawn_NK + (drawn_NK >= target_N[:, None])
+
+
+def loss_at_positions(model: SequenceModel, targets: Targets, config: LossConfig) -> dict[str, Tensor]:
+    """Named losses of the states at `targets.position_N`: their mean over targets and the model's own."""
+    hidden_BLD, aux = model(targets.inputs)
+    hidden_MD = hidden_BLD.flatten(0, 1)
+    hidden_ND = hidden_MD[targets.position_N.clamp(max=len(hidden_MD) - 1)]
+    loss_N = target_loss(hidden_ND, model.scoring(), targets, config)
+    loss = weighted_mean(loss_N, targets.weight_N)
+    return {"loss": loss + sum(aux.values()), config.loss: loss, **aux}
 
 
 def target_loss(hidden_ND: Tensor, table: ScoringTable, targets: Targets, config: LossConfig) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from lexrec.data.batch import PAD, Batch, with_slots
 from lexrec.errors import ConfigError
 from lexrec.models.base import SequenceModel
-from lexrec.objectives._losses import LossConfig, draw_negatives, target_loss, weighted_mean
+from lexrec.objectives._losses import LossConfig, draw_negatives, loss_at_positions
 from lexrec.objectives.base import Objective, Targets
 
 
@@ -65,9 +65,4 @@ class NextItem(Objective):
         return Targets(inputs, inputs.slot_N, target_N, is_used_N.float(), negative_NK)
 
     def loss(self, model: SequenceModel, batch: Batch, targets: Targets) -> dict[str, Tensor]:
-        hidden_BLD, aux = model(targets.inputs)
-        hidden_MD = hidden_BLD.flatten(0, 1)
-        hidden_ND = hidden_MD[targets.position_N.clamp(max=len(hidden_MD) - 1)]
-        loss_N = target_loss(hidden_ND, model.scoring(), targets, self.config)
-        loss = weighted_mean(loss_N, targets.weight_N)
-        return {"loss": loss + sum(aux.values()), self.config.loss: loss, **aux}
+        return loss_at_positions(model, targets, self.config)

@@ -39,7 +39,8 @@ def learns(model: str, encoder: str, objective: str, **options: object) -> None:
     batch, generator = cycles(length=MAX_LEN + goal.extra_events), torch.Generator().manual_seed(0)
     optimizer = torch.optim.Adam(step.parameters(), lr=1e-2)
     step.train()
-    for _ in range(150):
+    # Cloze has one or two targets a row, at any position.
+    for _ in range(150 if goal.extra_events else 300):
         loss = step(batch, goal.prepare(batch, generator))["loss"]
         optimizer.zero_grad()
         loss.backward()
@@ -58,12 +59,10 @@ def test_learns_the_cycle(model: str, encoder: str, objective: str) -> None:
     learns(model, encoder, objective)
 
 
-@pytest.mark.parametrize(
-    ("model", "objective"), [("sasrec", "next_item"), ("sasrec", "last_item"), ("bert4rec", "cloze")]
-)
+@pytest.mark.parametrize("objective", ["next_item", "last_item"])
 @pytest.mark.parametrize("loss", ["sampled_softmax", "bce", "gbce"])
-def test_every_loss_learns_the_cycle(loss: str, model: str, objective: str) -> None:
-    learns(model, "id_embedding", objective, loss=loss, n_negatives=4)
+def test_every_loss_learns_the_cycle(loss: str, objective: str) -> None:
+    learns("sasrec", "id_embedding", objective, loss=loss, n_negatives=4)
 
 
 @pairs

@@ -1,0 +1,119 @@
+"""BERT4Rec: bidirectional self-attention over item histories, read at a [MASK].
+
+Paper: Sun et al. 2019, BERT4Rec: Sequential Recommendation with Bidirectional Encoder Representations
+from Transformer, https://arxiv.org/abs/1904.06690
+
+    x_t = LN(E[item_t] + P[t])                        eq. 6; the newest position has the last row of P
+    A   = LN(x + MHA(x))                              eq. 1-2, every position looks at every item
+    x'  = LN(A + W2 gelu(W1 A + b1) + b2)             eq. 3-4, W1 four times as wide
+    h   = LN(gelu(W_P x + b_P))                       eq. 7; its LN is the code's
+    r_i = <h_t, E[i]> + b_i                           eq. 7, one table for input and output
+
+The next item is predicted at a [MASK] after the newest item; a full row gives up its oldest item for it.
+Trained by objectives/cloze.py, or by last_item, which then masks the newest item of every prefix.
+
+Differences from the official code: positions are counted from the newest item, so that [MASK] always
+stands at the same one; LN has eps 1e-5 and GELU is exact; the output transform is part of the hidden
+state; all weights start from N(0, .02), not from its truncated form.
+
+Dimension key: B batch, L positions, N slots, D width, I items.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from lexrec.data.batch import Batch, Places, with_slots
+from lexrec.item_encoders.base import ItemEncoder, ScoringTable
+from lexrec.models._layers import Attention, init_normal, key_mask
+from lexrec.models.base import Encoded, ModelConfig, SequenceModel, append
+
+
+class BERT4RecConfig(ModelConfig):
+    """Sizes of BERT4Rec."""
+
+    name: Literal["bert4rec"] = "bert4rec"
+    n_layers: int = Field(2, ge=1)
+    n_heads: int = Field(2, ge=1)
+    dropout: float = Field(0.2, ge=0, lt=1)
+
+
+class BERT4Rec(SequenceModel):
+    """Post-norm Transformer encoder over item vectors with learned positions."""
+
+    causal = False
+    layout = "packed"
+    reads_mask = True
+
+    config: BERT4RecConfig
+
+    def __init__(self, config: BERT4RecConfig, items: ItemEncoder) -> None:
+        super().__init__()
+        self.config = config
+        self.items = items
+        self.max_len = config.max_len
+        self.position = nn.Embedding(config.max_len, config.dim)
+        nn.init.normal_(self.position.weight, std=0.02)
+        self.input_norm = nn.LayerNorm(config.dim)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(
+            _Block(config, self.make_attention(config)) for _ in range(config.n_layers)
+        )
+        self.transform = nn.Sequential(nn.Linear(config.dim, config.dim), nn.GELU(), nn.LayerNorm(config.dim))
+        init_normal(self.transform)
+        self.bias_I = nn.Parameter(torch.zeros(items.n_items))
+
+    @staticmethod
+    def make_attention(config: BERT4RecConfig) -> nn.Module:
+        """What mixes the positions of a block: called with (x_ND, places, is_key_B11L)."""
+        return Attention(config.dim, config.n_heads, config.dropout)
+
+    def forward(self, batch: Batch) -> Encoded:
+        embedded = self.items(batch)
+        places = Places.of(batch)
+        x_BLD = embedded.x_BLD + self.position.weight[-places.length :]
+        x_ND = self.dropout(self.input_norm(places.pack(x_BLD)))
+        is_key_B11L = key_mask(batch.is_item_BL)
+        for i, block in enumerate(self.blocks):
+            x_ND = block(x_ND, places, is_key_B11L)
+            if i == 0 and embedded.after_block0_BLD is not None:
+                x_ND = x_ND + places.pack(embedded.after_block0_BLD)
+        return Encoded(places.unpack(self.transform(x_ND)), embedded.aux)
+
+    def encode_next(self, batch: Batch) -> Encoded:
+        """The state at a [MASK] after each history, [B, 1, D]."""
+        return super().encode_next(self._with_mask(batch))
+
+    def scoring(self) -> ScoringTable:
+        return self.items.scoring().with_(bias_I=self.bias_I)
+
+    def _with_mask(self, batch: Batch) -> Batch:
+        """[MASK] after the newest item, at its time. A row that has max_len places loses its oldest one."""
+        mask_B = torch.full_like(batch.length_B, self.items.mask_index)
+        time_B = None if batch.time_BL is None else batch.time_BL[:, -1]
+        masked = append(batch, mask_B, time_B, self.max_len)
+        if batch.slot_N is None:
+            return masked
+        return with_slots(masked, min(len(batch.slot_N) + len(mask_B), masked.item_BL.numel()))
+
+
+class _Block(nn.Module):
+    """Attention, then a position-wise feed-forward layer, each normalised after its residual."""
+
+    def __init__(self, config: BERT4RecConfig, attention: nn.Module) -> None:
+        super().__init__()
+        self.attention = attention
+        self.attention_norm = nn.LayerNorm(config.dim)
+        self.up = nn.Linear(config.dim, 4 * config.dim)
+        self.down = nn.Linear(4 * config.dim, config.dim)
+        self.ffn_norm = nn.LayerNorm(config.dim)
+        self.dropout = nn.Dropout(config.dropout)
+        init_normal(self)
+
+    def forward(self, x_ND: Tensor, places: Places, is_key_B11L: Tensor) -> Tensor:
+        x_ND = self.attention_norm(x_ND + self.dropout(self.attention(x_ND, places, is_key_B11L)))
+        out_ND: Tensor = self.ffn_norm(x_ND + self.dropout(self.down(F.gelu(self.up(x_ND)))))
+        return out_ND
