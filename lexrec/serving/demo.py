@@ -60,7 +60,7 @@ ARMS = (
 )
 _FAST = ("model.max_len=20", "train.max_epochs=10")
 """What --fast changes in every trained arm alike."""
-_FAST_TOKENS = ("item_encoder.max_tokens=4096", "item_encoder.refresh=1.0")
+_FAST_TOKENS = ("item_encoder.max_tokens=4096",)
 """And in those with tables."""
 
 

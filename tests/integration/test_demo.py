@@ -299,12 +299,9 @@ def test_the_fast_form_has_runs_of_its_own(world, found):
     fast = world.run(fast=True)
     assert fast.arms[PLAIN].run.path == world.out / "runs-fast" / PLAIN
     assert contents(world.out / "runs") == before
-    assert [
-        d.partition(":")[0] for d in differences(found.arms[TOKENS].run.config, fast.arms[TOKENS].run.config)
-    ] == [
-        "item_encoder.max_tokens",
-        "item_encoder.refresh",
-    ]
+    # The test's own sizes win over those of --fast; what is left is how much of the tables is read.
+    slow, quick = (demo.arms[TOKENS].run.config for demo in (found, fast))
+    assert differences(slow, quick) == ["item_encoder.max_tokens: 8192 -> 4096"]
 
 
 def test_both_forms_of_the_files_hold_the_same(tmp_path):
