@@ -1,0 +1,115 @@
+"""BSARec: self-attention beside a frequency rescaler.
+
+Paper: Shin et al. 2024, An Attentive Inductive Bias for Sequential Recommendation beyond the
+Self-Attention, https://arxiv.org/abs/2312.10325
+
+    x_t  = drop(LN(E[item_t] + P[t]))                      the newest item has the last row of P
+    low  = irfft(rfft(x), bins from c // 2 + 1 on zeroed)  over positions, orthonormal; high = x - low
+    dsp  = LN(x + drop(low + beta^2 * high))               beta: one number a channel
+    gsp  = LN(x + drop(W_O MHA(x)))                        causal softmax attention
+    A    = alpha dsp + (1 - alpha) gsp
+    x'   = LN(A + drop(W2 gelu(W1 A + b1) + b2))           W1 four times as wide
+    r_i  = <x'_L, E[i]>
+
+The attention is causal, the transform is not: every position sees every other, so the model trains at the
+last position of prefixes (objectives/last_item.py) and needs rows of exactly max_len. As in the official
+code padding takes part in the transform, as a zero vector at its position.
+
+Differences from the official code: a padded position attends to itself alone (there: to all positions;
+alike); LN has eps 1e-5 and GELU is exact.
+
+Dimension key: B batch, L positions, F frequency bins (L // 2 + 1), D width.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from lexrec.data.batch import Batch, Places
+from lexrec.item_encoders.base import ItemEncoder
+from lexrec.models._layers import Attention, causal_mask, init_normal
+from lexrec.models.base import Encoded, ModelConfig, SequenceModel
+
+
+class BSARecConfig(ModelConfig):
+    """Sizes of BSARec, and the balance of its two halves."""
+
+    name: Literal["bsarec"] = "bsarec"
+    n_layers: int = Field(2, ge=1)
+    n_heads: int = Field(2, ge=1)
+    dropout: float = Field(0.5, ge=0, lt=1)
+    alpha: float = Field(0.9, ge=0, le=1)
+    """Share of the frequency rescaler; the rest is attention."""
+    c: int = Field(3, ge=0)
+    """Where low frequencies end: the first c // 2 + 1 bins are low."""
+
+
+class BSARec(SequenceModel):
+    """Blocks that mix a frequency rescaler with causal self-attention."""
+
+    causal = False
+    layout = "fixed"
+
+    config: BSARecConfig
+
+    def __init__(self, config: BSARecConfig, items: ItemEncoder) -> None:
+        super().__init__()
+        self.config = config
+        self.items = items
+        self.max_len = config.max_len
+        self.position = nn.Embedding(config.max_len, config.dim)
+        nn.init.normal_(self.position.weight, std=0.02)
+        self.input_norm = nn.LayerNorm(config.dim)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(_Block(config) for _ in range(config.n_layers))
+
+    def forward(self, batch: Batch) -> Encoded:
+        embedded = self.items(batch)
+        x_BLD = self.dropout(self.input_norm(embedded.x_BLD + self.position.weight))
+        may_look_B1LL = causal_mask(batch.is_item_BL)
+        for i, block in enumerate(self.blocks):
+            x_BLD = block(x_BLD, may_look_B1LL)
+            if i == 0 and embedded.after_block0_BLD is not None:
+                x_BLD = x_BLD + embedded.after_block0_BLD
+        return Encoded(x_BLD, embedded.aux)
+
+
+class _Block(nn.Module):
+    """The mix of both halves, then a position-wise feed-forward layer."""
+
+    def __init__(self, config: BSARecConfig) -> None:
+        super().__init__()
+        self.alpha = config.alpha
+        self.n_low = config.c // 2 + 1
+        self.beta_D = nn.Parameter(torch.randn(config.dim))
+        self.dsp_norm = nn.LayerNorm(config.dim)
+        self.attention = Attention(config.dim, config.n_heads, config.dropout)
+        self.gsp_norm = nn.LayerNorm(config.dim)
+        self.up = nn.Linear(config.dim, 4 * config.dim)
+        self.down = nn.Linear(4 * config.dim, config.dim)
+        self.ffn_norm = nn.LayerNorm(config.dim)
+        self.dropout = nn.Dropout(config.dropout)
+        init_normal(self)
+
+    def forward(self, x_BLD: Tensor, may_look_B1LL: Tensor) -> Tensor:
+        dsp_BLD = self.dsp_norm(x_BLD + self.dropout(self._rescaled(x_BLD)))
+        gsp_BLD = self.gsp_norm(x_BLD + self.dropout(self._attended(x_BLD, may_look_B1LL)))
+        mixed_BLD = self.alpha * dsp_BLD + (1 - self.alpha) * gsp_BLD
+        out_BLD: Tensor = self.ffn_norm(mixed_BLD + self.dropout(self.down(F.gelu(self.up(mixed_BLD)))))
+        return out_BLD
+
+    def _rescaled(self, x_BLD: Tensor) -> Tensor:
+        # No cast: a LayerNorm's output is float32 under autocast as well, and a transform knows no bf16.
+        bins_BFD = torch.fft.rfft(x_BLD, dim=1, norm="ortho")
+        is_low_F1 = (torch.arange(bins_BFD.shape[1], device=x_BLD.device) < self.n_low)[:, None]
+        low_BLD = torch.fft.irfft(bins_BFD * is_low_F1, n=x_BLD.shape[1], dim=1, norm="ortho")
+        scaled_BLD: Tensor = low_BLD + self.beta_D.square() * (x_BLD - low_BLD)
+        return scaled_BLD
+
+    def _attended(self, x_BLD: Tensor, may_look_B1LL: Tensor) -> Tensor:
+        # Padding holds values that the transform reads, so no position may be skipped here.
+        every = Places(x_BLD.shape[0], x_BLD.shape[1], None)
+        return every.unpack(self.attention(every.pack(x_BLD), every, may_look_B1LL))
