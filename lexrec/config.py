@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -51,6 +51,9 @@ class Config(BaseModel):
         return section
 
 
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
 class TrainConfig(Config):
     """How long and how to train."""
 
@@ -58,6 +61,8 @@ class TrainConfig(Config):
     """Peak learning rate of Adam."""
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled weight decay (AdamW)."""
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    """How much of Adam's running means of gradients and of their squares each step keeps."""
     warmup_steps: int = Field(0, ge=0)
     """Optimizer steps over which the learning rate rises linearly to its peak."""
     clip_norm: float = Field(0.0, ge=0)

@@ -18,7 +18,12 @@ def build_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optim
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(
-        groups, lr=config.lr, weight_decay=config.weight_decay, fused=is_on_gpu, foreach=not is_on_gpu
+        groups,
+        lr=config.lr,
+        betas=config.betas,
+        weight_decay=config.weight_decay,
+        fused=is_on_gpu,
+        foreach=not is_on_gpu,
     )
 
 
