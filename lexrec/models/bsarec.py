@@ -15,8 +15,8 @@ The attention is causal, the transform is not: every position sees every other, 
 last position of prefixes (objectives/last_item.py) and needs rows of exactly max_len. As in the official
 code padding takes part in the transform, as a zero vector at its position.
 
-Differences from the official code: a padded position attends to itself alone (there: to all positions;
-alike); LN has eps 1e-5 and GELU is exact.
+Differences from the official code: a padded position attends to itself alone (there: to every
+position); LN has eps 1e-5 and GELU is exact.
 
 Dimension key: B batch, L positions, F frequency bins (L // 2 + 1), D width.
 """
