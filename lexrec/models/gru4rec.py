@@ -113,7 +113,10 @@ class _Block(nn.Module):
     def forward(self, x_BLD: Tensor, is_item_BL: Tensor, before_BH: Tensor | None) -> tuple[Tensor, Tensor]:
         n_pad_B = (~is_item_BL).sum(1)
         start_1BH = None if before_BH is None else before_BH[None]
-        left_BLH, _ = self.gru(_rolled(x_BLD, n_pad_B), start_1BH)
+        # Under autocast cuDNN's recurrence would run in float16, whose small gradients vanish unscaled.
+        with torch.autocast(x_BLD.device.type, enabled=False):
+            left_BLD = _rolled(x_BLD, n_pad_B).to(self.out.weight.dtype)
+            left_BLH, _ = self.gru(left_BLD, start_1BH)
         h_BLH = _rolled(left_BLH, -n_pad_B) * is_item_BL[..., None]
         return self.out(h_BLH), h_BLH[:, -1]
 

@@ -103,3 +103,15 @@ def test_the_state_is_zero_until_the_first_item() -> None:
         stepped_BD = model.step(empty, torch.tensor([7])).hidden_BD
     assert_close(first_BD, bare_BD)
     assert_close(stepped_BD, bare_BD)
+
+
+def test_under_autocast_the_recurrence_keeps_full_precision() -> None:
+    model, batch, seen = build(), ragged(ROWS), []
+    for block in model.blocks:
+        block.gru.register_forward_hook(lambda _, __, out: seen.append(out[0].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        low_BLD = model(batch).hidden_BLD
+    assert seen == [torch.float32, torch.float32]
+    assert low_BLD.dtype == torch.bfloat16, "what is around it does not"
+    low_BLD.float().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.blocks.parameters())
