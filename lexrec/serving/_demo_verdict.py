@@ -67,9 +67,10 @@ def verdict(over_plain: Difference, over_random: Difference) -> str:
     if plain < 0:
         return "The tokens did harm in this run: the plain model is better."
     if random > 0:
-        return "No gain over the plain model shows in this run, though real tokens beat random ones."
+        return "Real tokens beat random ones in this run, but no gain over the plain model shows."
     if random < 0:
-        return (
-            "The tokens did not help in this run: no gain over the plain model, and random tokens did better."
-        )
-    return "The tokens did not help in this run: no difference shows from plain, nor from random tokens."
+        return "The tokens did not help in this run: no gain over the plain model shows, and random ones did better."
+    return (
+        "Nothing shows that the tokens helped in this run: what they differ by, from no tokens and from "
+        "random ones, may be chance."
+    )
