@@ -69,7 +69,7 @@ def verdict(over_plain: Difference, over_random: Difference) -> str:
     if random > 0:
         return "Real tokens beat random ones in this run, but no gain over the plain model shows."
     if random < 0:
-        return "The tokens did not help in this run: no gain over the plain model shows, and random ones did better."
+        return "No gain over the plain model shows in this run, and random tokens did better than real ones."
     return (
         "Nothing shows that the tokens helped in this run: what they differ by, from no tokens and from "
         "random ones, may be chance."

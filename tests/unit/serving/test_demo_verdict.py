@@ -67,7 +67,7 @@ def test_an_unknown_metric_is_refused():
         (BETTER, WORSE, "random tokens helped more"),
         (UNSURE, BETTER, "Real tokens beat random ones in this run, but no gain over the plain"),
         (UNSURE, UNSURE, "Nothing shows that the tokens helped in this run"),
-        (UNSURE, WORSE, "no gain over the plain model shows, and random ones did better"),
+        (UNSURE, WORSE, "No gain over the plain model shows in this run, and random tokens did better"),
         (WORSE, BETTER, "did harm in this run"),
         (WORSE, UNSURE, "did harm in this run"),
         (WORSE, WORSE, "did harm in this run"),
