@@ -32,7 +32,7 @@ def console() -> Console:
 def step(out: Console, what: str, text: str) -> None:
     """One thing that was done: what on the left, how it went on the right."""
     row = Table.grid(padding=(0, 2))
-    row.add_column(width=30)
+    row.add_column(width=22)
     row.add_column()
     row.add_row(Text(what), Text(text))
     out.print(row)
@@ -55,12 +55,13 @@ def _results(found: Demo) -> Iterator[RenderableType]:
     yield (
         f"Each user's last film is ranked among all {protocol.n_candidates:,} films but those the user rated "
         "before. HR@10: share of users whose film is among the first ten. NDCG@10: the same, but a higher "
-        "place counts more. Larger is better."
+        "place counts more. Larger is better. Random: tables of random numbers in place of the real ones."
     )
-    table = Table(box=box.SIMPLE_HEAD)
+    # Narrow gaps, so that it fits a terminal of 80 columns.
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
-    for name in (*_SHOWN, "parameters", "best epoch", "seconds"):
-        table.add_column(name.upper() if "@" in name else name, justify="right")
+    for name in (*_SHOWN, "parameters", "epoch", "seconds"):
+        table.add_column(name.upper() if "@" in name else name, justify="right", no_wrap=True)
     best = {name: max(arm.test.metrics[name] for arm in found.arms.values()) for name in _SHOWN}
     for arm in found.arms.values():
         values = [arm.test.metrics[name] for name in _SHOWN]
@@ -78,7 +79,7 @@ def _costs(arm: Measured) -> list[str]:
     facts = arm.run.summary
     return [
         f"{facts['parameters']:,}",
-        f"{facts['best_epoch']} of {facts['epochs']}",
+        f"{facts['best_epoch']}/{facts['epochs']}",
         f"{facts['seconds']:.0f}",
     ]
 
@@ -86,11 +87,11 @@ def _costs(arm: Measured) -> list[str]:
 def _answer(found: Demo) -> Iterator[RenderableType]:
     label = found.arms[TOKENS].label
     yield Text(f"Did the tokens help? {METRIC.upper()} of {label}, compared on the same users", "bold")
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("with")
-    table.add_column("difference", justify="right")
-    table.add_column("95 % interval")
-    table.add_column("")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("with", no_wrap=True)
+    table.add_column("difference", justify="right", no_wrap=True)
+    table.add_column("95 % interval", no_wrap=True)
+    table.add_column("", no_wrap=True)
     for difference, other in ((found.over_plain, PLAIN), (found.over_random, RANDOM)):
         interval = f"{difference.low:+.4f} to {difference.high:+.4f}"
         said = {1: "better", -1: "worse", 0: "may be chance"}[difference.sign]

@@ -56,7 +56,7 @@ ARMS = (
     Arm("item_knn", "Item-kNN", "item_knn"),
     Arm(PLAIN, "SASRec", "demo_sasrec"),
     Arm(TOKENS, "SASRec + MLTFR", "demo_mltfr"),
-    Arm(RANDOM, "SASRec + MLTFR, random tables", "demo_mltfr", ("item_encoder.random_seed=1",)),
+    Arm(RANDOM, "SASRec + MLTFR, random", "demo_mltfr", ("item_encoder.random_seed=1",)),
 )
 _FAST = ("model.max_len=20", "train.max_epochs=10")
 """What --fast changes in every trained arm alike."""
