@@ -143,6 +143,6 @@ class _Block(nn.Module):
         bias_LM = self.position_bias[(age_L[:, None] - age_L).clamp(min=0)]
         if bucket_BLM is None:
             return bias_LM[None, None]
-        # Few buckets take the gradients of many pairs, which an embedding adds in parallel, indexing one by one.
+        # A bucket takes the gradients of many pairs: an embedding adds them in parallel, indexing one by one.
         time_BLM = F.embedding(bucket_BLM, self.time_bias[:, None])[..., 0]
         return bias_LM + time_BLM[:, None]
