@@ -4,8 +4,8 @@ Paper: Sun et al. 2019, BERT4Rec, https://arxiv.org/abs/1904.06690, section 3.6
 
 Of each row max(1, round(mask_rate * length)) items, drawn without replacement, become [MASK], always
 (BERT keeps or swaps a fifth of them); in a share `mask_last` of the rows it is the newest item alone, which
-is the task at inference. The official code writes ten masked copies of every user to disk and one copy of
-the second kind; here each epoch draws anew.
+is the task at inference. The official code cuts long histories into overlapping windows and writes ten
+masked copies of each to disk, and one of the second kind; here the newest window is masked anew each epoch.
 
 Dimension key: B rows, L positions, N targets (a fixed capacity), D width.
 """
@@ -30,7 +30,7 @@ class ClozeConfig(LossConfig):
     name: Literal["cloze"] = "cloze"
     mask_rate: float = Field(0.2, gt=0, lt=1)
     """Share of a row's items that are masked, one at least (the paper: .2 on ML-1M, .6 on Beauty)."""
-    mask_last: float = Field(0.5, ge=0, le=1)
+    mask_last: float = Field(0.1, ge=0, le=1)
     """Share of rows in which the newest item alone is masked, as when the next item is predicted."""
 
 
