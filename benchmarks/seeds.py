@@ -3,9 +3,9 @@
     python benchmarks/seeds.py --data data/beauty --seeds 3 --jobs 6 --out figures.jsonl \
         --arm "plain: sasrec" --arm "wide: sasrec model.dim=128"
 
-Each arm is `NAME: RECIPE key=value ...`, where {seed} stands for the run's seed. One JSON line a run: arm, seed, best epoch, seconds, test metrics;
-then one line an arm with mean and standard deviation over seeds. Full ranking, seen items removed, ties at
-half a place, best epoch by validation.
+Each arm is `NAME: RECIPE key=value ...`, where {seed} stands for the run's seed. One JSON line a run: arm,
+seed, best epoch, seconds, test metrics; then one line an arm with mean and standard deviation over seeds.
+Full ranking, seen items removed, ties at half a place, best epoch by validation.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Preparation from a PostgreSQL server: set LEXREC_POSTGRES to the URL of a database that may be written.
 
-    LEXREC_POSTGRES=postgresql://me:secret@localhost/scratch pytest tests/integration/test_prepare_postgres.py
+LEXREC_POSTGRES=postgresql://me:secret@localhost/scratch pytest tests/integration/test_prepare_postgres.py
 """
 
 import os
