@@ -39,7 +39,7 @@ class Chosen(NamedTuple):
         """What each unit reads, where several units share an interest."""
         if unit_U is None:
             return self
-        return Chosen(*(None if t is None else t[unit_U] for t in self))  # type: ignore[arg-type]
+        return Chosen(*(None if t is None else t.index_select(0, unit_U) for t in self))  # type: ignore[arg-type]
 
     def pooled(self, n_units: int) -> "Chosen":
         """Every unit reads all chosen tokens of the batch (the release's pooling)."""
@@ -128,7 +128,7 @@ class TokenExpert(nn.Module):
             weight_MK = torch.full(token_MK.shape, 1 / self.k, device=token_MK.device) if is_shared else None
             return Chosen(token_MK, None, weight_MK)
         if aligns_all:
-            row_MKD = aligned_VD[token_MK]
+            row_MKD = F.embedding(token_MK, aligned_VD)
         else:
             row_MKD = F.normalize(self.align(self._rows(token_MK)), dim=-1)
         # Through 1 / |interest| the choice would pull at small item vectors a hundred times too hard.
@@ -175,7 +175,8 @@ class TokenExpert(nn.Module):
             key_UKD, value_UKD = self._constants.key_VD[token_UK], self._constants.value_VD[token_UK]
         elif token_UK.numel() > len(self.table_VW):
             table_VW = self._rows(None)
-            key_UKD, value_UKD = self.key(table_VW)[token_UK], self.value(table_VW)[token_UK]
+            # Not by indexing: its backward pass adds up in any order, and more slowly.
+            key_UKD, value_UKD = (F.embedding(token_UK, of(table_VW)) for of in (self.key, self.value))
         else:
             row_UKW = self._rows(token_UK)
             key_UKD, value_UKD = self.key(row_UKW), self.value(row_UKW)

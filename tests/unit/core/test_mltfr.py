@@ -269,3 +269,20 @@ def test_what_changes_the_weights_drops_the_constants() -> None:
 def test_heads_that_do_not_divide_the_width_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"n_heads 5 does not divide model\.dim 32"):
         encoder(n_heads=5)
+
+
+def test_gradients_are_the_same_bits_each_time_on_several_threads() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randint(1, N_ITEMS + 1, (256, MAX_LEN), generator=generator).tolist()
+    batch, found, n_threads = packed(collate(rows, MAX_LEN)), [], torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for _ in range(4):
+            built = encoder(k=20, refresh=0.5).train()
+            torch.manual_seed(1)
+            torch.autograd.backward(built(batch).x_BLD.square().sum())
+            found.append([p.grad for p in built.parameters() if p.grad is not None])
+    finally:
+        torch.set_num_threads(n_threads)
+    for again in found[1:]:
+        assert all(torch.equal(one, two) for one, two in zip(found[0], again, strict=True))
