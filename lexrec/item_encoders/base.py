@@ -67,7 +67,7 @@ class ScoringTable:
     def with_(
         self, *, bias_I: Tensor | None = None, scale: float | Tensor = 1.0, normalise: bool = False
     ) -> "ScoringTable":
-        """The same rows under another head."""
+        """The same rows under another head; what is not named is that of the plain dot product."""
         return replace(self, bias_I=bias_I, scale=scale, normalise=normalise)
 
     def query(self, hidden_ND: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ class ShiftedGumbel:
 
     Each row reads one circular vector of V independent draws from its own random place, so every row is
     a vector of independent Gumbel draws; only different rows share values, at different tokens. A CPU
-    draws 30 million numbers a second, and M x V independent ones cost ten times the scores themselves.
+    draws 30 million numbers a second, and M x V independent ones cost several times the scores themselves.
     """
 
     def __init__(self, n_rows: int, n_tokens: int, device: torch.device) -> None:
