@@ -209,7 +209,8 @@ class RunDir:
 
         if not isinstance(self.config, RunConfig):
             raise RunError(f"{self.path} is a counting baseline; it has no model")
-        catalogue = Catalogue(self.dataset_card["n_items"], self.config.model.dim, self.tables())  # type: ignore[attr-defined]
+        n_items, dim = self.dataset_card["n_items"], self.config.model.dim  # type: ignore[attr-defined]
+        catalogue = Catalogue(n_items, dim, self.tables(), self.item_table, self.train_count_I)
         model = build_model(self.config, catalogue)
         try:
             model.load_state_dict(self._weights())
@@ -259,10 +260,10 @@ class RunDir:
 
 
 def load_tables(config: RunConfig) -> "tuple[TokenTable, ...]":
-    """The token tables a run's item encoder names, in its order."""
+    """Every token table a run's item encoder reads, in the order of its `table_names`."""
     from lexrec.tokens.catalogue import load_table
 
-    return tuple(load_table(name) for name in config.item_encoder.tables)  # type: ignore[attr-defined]
+    return tuple(load_table(name) for name in config.item_encoder.table_names)  # type: ignore[attr-defined]
 
 
 def write_json(path: Path, value: Any) -> None:

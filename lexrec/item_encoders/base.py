@@ -17,6 +17,10 @@ from lexrec.config import Config
 from lexrec.data.batch import Batch
 
 if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
     from lexrec.tokens.table import TokenTable
 
 
@@ -25,6 +29,14 @@ class ItemEncoderConfig(Config):
 
     tables: tuple[str, ...] = ()
     """Token tables to load: catalogue names, `hf:`, `pypi:` or `file:` sources."""
+
+    @property
+    def table_names(self) -> tuple[str, ...]:
+        """Every table that is to be loaded, in the order `Catalogue.tables` has them.
+
+        An encoder that holds another one adds that one's tables after its own.
+        """
+        return self.tables
 
 
 @dataclass(frozen=True)
@@ -35,6 +47,10 @@ class Catalogue:
     dim: int
     """Width of item vectors and hidden states."""
     tables: "tuple[TokenTable, ...]" = ()
+    item_table: "pa.Table | None" = None
+    """item_id, and title, category, ... where known; row i is item index i + 1."""
+    train_count_I: "NDArray[np.int64] | None" = None
+    """Training events of each item index, 0..n_items + 1; None: not known."""
 
 
 class Embedded(NamedTuple):

@@ -93,7 +93,8 @@ def build_step(config: RunConfig, dataset: Dataset, tables: "Sequence[TokenTable
         ConfigError: the objective cannot train this model.
     """
     torch.manual_seed(config.train.seed)
-    catalogue = Catalogue(dataset.n_items, config.model.dim, tuple(tables))  # type: ignore[attr-defined]
+    dim = config.model.dim  # type: ignore[attr-defined]
+    catalogue = Catalogue(dataset.n_items, dim, tuple(tables), dataset.item_table, dataset.train_count_I)
     objective = registry.load("objectives", config.objective.name)  # type: ignore[attr-defined]
     return Step(build_model(config, catalogue), objective(config.objective, dataset.n_items))
 

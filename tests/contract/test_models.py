@@ -239,7 +239,7 @@ def test_recipes_build() -> None:
         if not isinstance(config, RunConfig):
             registry.load("baselines", config.baseline.name)
             continue
-        tables = tuple(components.table(n) for n in config.item_encoder.tables)
+        tables = tuple(components.table(n) for n in config.item_encoder.table_names)
         model = build_model(config, Catalogue(N_ITEMS, config.model.dim, tables))
         goal = registry.load("objectives", config.objective.name)(config.objective, N_ITEMS)
         batch = collate([[1, 2, 3, 4]], model.max_len + goal.extra_events)
