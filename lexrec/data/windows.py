@@ -1,9 +1,8 @@
 """Training windows, cut on the device from the flat event array: no worker, no per-sample Python.
 
-Dimension key: N events, S samples, B rows, L window length.
+Dimension key: N events, S samples, T batches of an epoch, B rows, L window length.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +15,8 @@ from lexrec.data.dataset import TRAIN, Dataset
 
 _SLOT_ROUNDING = 64
 """Capacities are rounded up to this, so that few different shapes occur."""
+_GPU_GRID = 16
+"""On a GPU, where each shape is a graph to capture: to this share of the next power of two as well."""
 
 
 class Windows:
@@ -45,6 +46,41 @@ class Windows:
         if self.time_N is not None:
             time_BL = self.time_N[place_BL].masked_fill(~is_item_BL, 0)
         return Batch(item_BL, is_item_BL.sum(1), user_B, time_BL, capacity=capacity)
+
+
+class Epoch:
+    """One pass over the samples, batch by batch: spans on the device, in buffers that every epoch refills.
+
+    Args:
+        windows: what cuts.
+        n_batches: batches of an epoch (T).
+        batch_size: rows of a batch (B).
+    """
+
+    def __init__(self, windows: Windows, n_batches: int, batch_size: int) -> None:
+        self.windows = windows
+        device = windows.item_N.device
+        self.span_3TB = torch.zeros(3, n_batches, batch_size, dtype=torch.int64, device=device)
+        self.capacity_T: list[int] = []
+        """Slots that hold the items of each batch."""
+
+    def __len__(self) -> int:
+        return self.span_3TB.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches are cut."""
+        return self.span_3TB.device
+
+    def batch(self, i: int) -> Batch:
+        """Batch i."""
+        start_B, end_B, user_B = self.span_3TB[:, i]
+        return self.windows.cut(start_B, end_B, user_B, self.capacity_T[i])
+
+    def batch_at(self, at_1: Tensor, capacity: int) -> Batch:
+        """The batch whose number stands in `at_1`, int64 [1] on the device: no host needs to know it."""
+        start_B, end_B, user_B = self.span_3TB.index_select(1, at_1)[:, 0]
+        return self.windows.cut(start_B, end_B, user_B, capacity)
 
 
 @dataclass(frozen=True)
@@ -86,26 +122,28 @@ class Samples:
         """Batches of an epoch; the last one is filled up with empty rows."""
         return -(-len(self) // batch_size)
 
-    def epoch(
-        self, windows: Windows, batch_size: int, *, seed: int, epoch: int, skip: int = 0
-    ) -> Iterator[Batch]:
-        """Every sample once, in an order that depends on (seed, epoch) alone, from batch `skip` on."""
-        device = windows.item_N.device
-        n_batches = self.n_batches(batch_size)
-        order_S = torch.randperm(len(self), generator=_order_generator(seed, epoch))
+    def fill(self, epoch: Epoch, *, seed: int, number: int) -> None:
+        """Put every sample once into `epoch`, in an order that depends on (seed, number) alone."""
+        n_batches, batch_size = epoch.span_3TB.shape[1:]
+        order_S = torch.randperm(len(self), generator=_order_generator(seed, number))
         n_filled = n_batches * batch_size - len(self)
         spans = []
         for value_S, empty in ((self.start_S, 0), (self.end_S, 0), (self.user_S, -1), (self.n_inputs_S, 0)):
             filled_S = torch.cat([value_S[order_S], value_S.new_full((n_filled,), empty)])
             spans.append(filled_S.view(n_batches, batch_size))
-        n_slots = spans[3].sum(1)
-        # On a GPU every batch of the epoch has one shape; on a CPU each batch is as small as it can be.
-        largest = int(n_slots.max())
-        start_TB, end_TB, user_TB = (span.to(device) for span in spans[:3])
-        for i in range(skip, n_batches):
-            needed = largest if device.type == "cuda" else int(n_slots[i])
-            capacity = min(-(-needed // _SLOT_ROUNDING) * _SLOT_ROUNDING, batch_size * windows.length)
-            yield windows.cut(start_TB[i], end_TB[i], user_TB[i], capacity)
+        epoch.span_3TB.copy_(torch.stack(spans[:3]))
+        most = batch_size * epoch.windows.length
+        n_slots_T = spans[3].sum(1).tolist()
+        if epoch.device.type == "cuda":
+            # Every batch of the epoch has one shape; on a CPU each batch is as small as it can be.
+            n_slots_T = [_on_grid(max(n_slots_T))] * n_batches
+        epoch.capacity_T = [min(-(-n // _SLOT_ROUNDING) * _SLOT_ROUNDING, most) for n in n_slots_T]
+
+
+def _on_grid(n: int) -> int:
+    """The next of a few sizes, at most an eighth larger than n."""
+    step = max(1, (1 << max(n - 1, 1).bit_length()) // _GPU_GRID)
+    return -(-n // step) * step
 
 
 def _order_generator(seed: int, epoch: int) -> torch.Generator:

@@ -4,7 +4,7 @@ Dimension key: E events, R events of one batch, I item indexes 0..n + 1.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -20,16 +20,9 @@ from lexrec.config import Config
 from lexrec.data.dataset import Dataset
 from lexrec.errors import ConfigError, RunError
 from lexrec.evaluation import metrics
-from lexrec.evaluation.events import (
-    Events,
-    Pairs,
-    Split,
-    evaluation_events,
-    histories,
-    seen_items,
-)
+from lexrec.evaluation.events import Asked, Events, Pairs, Split, batches, evaluation_events
 from lexrec.evaluation.protocol import Candidates, Protocol, Seen, SelectedOn
-from lexrec.evaluation.ranks import BLOCK, NanScoreError, Ties, target_ranks, top_k
+from lexrec.evaluation.ranks import BLOCK, Aside, NanScoreError, Ties, target_ranks, top_k
 from lexrec.evaluation.scorer import ModelScorer, Scorer
 
 HISTORY_EDGES = (0, 1, 5, 10, 20, 50)
@@ -118,7 +111,7 @@ def evaluate(
     split: Split = "test",
     selected_on: SelectedOn = "nothing",
     allow_leak: bool = False,
-    light: bool = False,
+    light: Sequence[Asked] | bool = False,
 ) -> Evaluation:
     """Rank every event of a split against the whole catalogue.
 
@@ -129,7 +122,8 @@ def evaluate(
         split: the part to measure.
         selected_on: the part that chose the model, for the protocol.
         allow_leak: whether its training was allowed to see its targets, for the protocol.
-        light: accuracy only, without groups and without lists: for validation after each epoch.
+        light: accuracy only, without groups and without lists: for validation after each epoch. In place
+            of True the events of the split as `batches` cut them, kept from one call to the next.
 
     Raises:
         DataError: the data set has no such events.
@@ -138,7 +132,13 @@ def evaluate(
     settings = settings or EvaluationConfig()
     events = evaluation_events(dataset, split)
     is_candidate_I = _candidates(dataset, settings.candidates)
-    rank_E, shown = _rank_all(scorer, dataset, events, settings, is_candidate_I, with_lists=not light)
+    if isinstance(light, bool):
+        asked: Iterable[Asked] = batches(
+            dataset, events, settings.batch_size, scorer.max_len, trims=scorer.trims
+        )
+    else:
+        asked = light
+    rank_E, shown = _rank_all(scorer, dataset, asked, settings, is_candidate_I, with_lists=light is False)
     protocol = Protocol(
         lexrec=__version__,
         data=dataset.fingerprint,
@@ -173,45 +173,40 @@ Shown = dict[int, NDArray[np.int64]]
 def _rank_all(
     scorer: Scorer,
     dataset: Dataset,
-    events: Events,
+    all_asked: Iterable[Asked],
     settings: EvaluationConfig,
     is_candidate_I: NDArray[np.bool_],
     *,
     with_lists: bool,
 ) -> tuple[NDArray[np.float64], Shown]:
-    rank_E = np.empty(len(events))
+    """Ranks in the order of the events, and what the lists showed."""
+    ranks: list[tuple[NDArray[np.int64], NDArray[np.float64]]] = []
     shown = {k: np.zeros(dataset.n_items + 2, dtype=np.int64) for k in settings.k if with_lists}
-    is_allowed_I = None if settings.candidates == "all" else torch.from_numpy(is_candidate_I)
+    allowed, block = (
+        None if settings.candidates == "all" else torch.from_numpy(is_candidate_I),
+        settings.block,
+    )
     nothing = Pairs.of([])
-    for pick_R, length in _batches(events, scorer, settings.batch_size):
-        query = scorer.encode(histories(dataset, events, pick_R, length))
-        seen = seen_items(dataset, events, pick_R) if settings.seen == "remove" else nothing
-        target_R = torch.from_numpy(events.target_E[pick_R])
-        allowed, block = is_allowed_I, settings.block
+    for asked in all_asked:
+        query = scorer.encode(asked.batch)
+        excluded = asked.seen if settings.seen == "remove" else nothing
+        zeroed = asked.seen if settings.seen == "zero" else nothing
+        aside = Aside(excluded, zeroed, allowed)
         try:
-            rank_R = target_ranks(
-                scorer, query, target_R, seen, is_allowed_I=allowed, ties=settings.ties, block=block
-            )
+            rank_R = target_ranks(scorer, query, asked.target_R, aside, ties=settings.ties, block=block)
         except NanScoreError as error:
-            raise _nan_error(scorer, dataset, int(events.user_E[pick_R[error.row]])) from error
-        rank_E[pick_R] = rank_R.numpy()
+            raise _nan_error(scorer, dataset, int(asked.batch.user_B[error.row])) from error
+        ranks.append((asked.pick_R, rank_R.numpy()))
         if with_lists:
-            top = top_k(scorer, query, settings.k[-1], exclude=seen, is_allowed_I=allowed, block=block)
+            top = top_k(scorer, query, settings.k[-1], aside, block=block)
             for k, shown_I in shown.items():
                 shown_I += np.bincount(top.item_BK[:, :k].flatten().cpu().numpy(), minlength=len(shown_I))
     for shown_I in shown.values():
         shown_I[0] = 0  # PAD fills lists that end early
+    rank_E = np.empty(sum(len(pick_R) for pick_R, _ in ranks))
+    for pick_R, found_R in ranks:
+        rank_E[pick_R] = found_R
     return rank_E, shown
-
-
-def _batches(events: Events, scorer: Scorer, batch_size: int) -> Iterator[tuple[NDArray[np.int64], int]]:
-    """Events of each batch and the row length they need; short histories share short rows."""
-    length_E = np.minimum(events.length_E, scorer.max_len)
-    order_E = np.argsort(length_E, kind="stable") if scorer.trims else np.arange(len(events))
-    for first in range(0, len(events), batch_size):
-        pick_R = order_E[first : first + batch_size]
-        longest = max(int(length_E[pick_R].max()), 1)
-        yield pick_R, longest if scorer.trims else scorer.max_len
 
 
 def _candidates(dataset: Dataset, rule: Candidates) -> NDArray[np.bool_]:

@@ -6,7 +6,7 @@ under a time split a user has several events, each ranked once, each with all th
 Dimension key: E evaluation events, N events of the data set, R events of one batch, L positions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Literal, NamedTuple
@@ -34,6 +34,10 @@ class Pairs(NamedTuple):
         """One list of item indexes a row."""
         row_S = torch.repeat_interleave(torch.tensor([len(items) for items in items_B], dtype=torch.int64))
         return Pairs(row_S, torch.tensor(list(chain.from_iterable(items_B)), dtype=torch.int64))
+
+    def to(self, device: torch.device | str) -> "Pairs":
+        """The same pairs on another device."""
+        return Pairs(self.row_S.to(device), self.item_S.to(device))
 
     def within(self, first: int, last: int) -> "Pairs":
         """The pairs whose item lies in first..last-1, items counted from `first`."""
@@ -76,6 +80,35 @@ def evaluation_events(dataset: Dataset, split: Split) -> Events:
     user_E = np.searchsorted(dataset.offset_U, place_E, side="right") - 1
     target_E = dataset.item_N[place_E].astype(np.int64)
     return Events(user_E, target_E, dataset.offset_U[user_E], place_E)
+
+
+class Asked(NamedTuple):
+    """Events of one batch, with all that ranking them needs."""
+
+    pick_R: NDArray[np.int64]
+    """Which events they are."""
+    batch: Batch
+    target_R: torch.Tensor
+    seen: Pairs
+    """The items of each whole history."""
+
+    def to(self, device: torch.device | str) -> "Asked":
+        """The same events on another device."""
+        return Asked(self.pick_R, self.batch.to(device), self.target_R.to(device), self.seen.to(device))
+
+
+def batches(
+    dataset: Dataset, events: Events, batch_size: int, max_len: int, *, trims: bool
+) -> Iterator[Asked]:
+    """All events, `batch_size` at a time; where rows may be trimmed, short histories share short rows."""
+    length_E = np.minimum(events.length_E, max_len)
+    order_E = np.argsort(length_E, kind="stable") if trims else np.arange(len(events))
+    for first in range(0, len(events), batch_size):
+        pick_R = order_E[first : first + batch_size]
+        length = max(int(length_E[pick_R].max()), 1) if trims else max_len
+        target_R = torch.from_numpy(events.target_E[pick_R])
+        batch = histories(dataset, events, pick_R, length)
+        yield Asked(pick_R, batch, target_R, seen_items(dataset, events, pick_R))
 
 
 def histories(dataset: Dataset, events: Events, pick_R: NDArray[np.int64], length: int) -> Batch:

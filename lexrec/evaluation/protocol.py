@@ -7,7 +7,7 @@ from lexrec.errors import ProtocolError
 from lexrec.evaluation.events import Split
 from lexrec.evaluation.ranks import Ties
 
-Seen = Literal["remove", "keep"]
+Seen = Literal["remove", "keep", "zero"]
 Candidates = Literal["all", "train"]
 SelectedOn = Literal["nothing", "validation", "test"]
 
@@ -31,7 +31,8 @@ class Protocol(Config):
     history: Literal["rolling"] = "rolling"
     """The history of an event is everything its user did before it, earlier events of the part included."""
     seen: Seen
-    """remove: items of the history do not compete, except a target that occurs again; keep: they do."""
+    """remove: items of the history do not compete, except a target that occurs again; keep: they do;
+    zero: they compete with a score of 0, as in the code of S3-Rec, FMLP-Rec and BSARec."""
     ties: Ties
     """What an item with the target's own score costs: expected half a place, optimistic 0, pessimistic 1."""
     candidates: Candidates

@@ -35,6 +35,23 @@ class NanScoreError(RunError):
         self.row = row
 
 
+class Aside(NamedTuple):
+    """Items that do not compete as the scorer scores them."""
+
+    exclude: Pairs
+    """Items that do not compete in single rows, such as those already seen."""
+    zero: Pairs
+    """Items that compete in single rows with a score of 0, the true item among them: how the code of
+    S3-Rec, FMLP-Rec and BSARec treats what was seen."""
+    is_allowed_I: Tensor | None = None
+    """[n_items + 2], True where an item may compete in any row; None: all do."""
+
+    @staticmethod
+    def of(exclude: Pairs | None = None, is_allowed_I: Tensor | None = None) -> "Aside":
+        """Nothing scored 0."""
+        return Aside(exclude if exclude is not None else Pairs.of([]), Pairs.of([]), is_allowed_I)
+
+
 class TopK(NamedTuple):
     """Best items of each row, best first; PAD with score -inf where fewer than k may be shown."""
 
@@ -46,9 +63,8 @@ def target_ranks(
     scorer: Scorer,
     query: Any,
     target_B: Tensor,
-    exclude: Pairs,
+    aside: Aside,
     *,
-    is_allowed_I: Tensor | None = None,
     ties: Ties = "expected",
     block: int = BLOCK,
 ) -> Tensor:
@@ -57,10 +73,9 @@ def target_ranks(
     Args:
         scorer: what scores the catalogue; PAD and MASK are never asked for.
         query: `scorer.encode` of the batch.
-        target_B: item index of each target. It competes even where `exclude` names it.
-        exclude: items that do not compete in single rows, such as those already seen.
-        is_allowed_I: [n_items + 2], True where an item may compete in any row; None: all do. A target
-            that is not allowed cannot be recommended: its rank is inf.
+        target_B: item index of each target. It competes even where `aside.exclude` names it. One that
+            `aside.is_allowed_I` bars cannot be recommended: its rank is inf.
+        aside: what does not compete, or not with its own score.
         ties: what an item with exactly the target's score costs: half a place, none or a whole one.
         block: items scored at once.
 
@@ -70,22 +85,22 @@ def target_ranks(
     Raises:
         NanScoreError: a score is NaN; comparisons with it would flatter the model.
     """
-    catalogue = _Catalogue(scorer, query, is_allowed_I, block)
-    rank_B = torch.ones(len(target_B), dtype=torch.float64)
+    catalogue = _Catalogue(scorer, query, aside, block)
     goal_B1 = catalogue.gather(target_B)[:, None]
-    own = Pairs(torch.arange(len(target_B)), target_B)
+    rank_B = torch.ones(len(target_B), dtype=torch.float64, device=goal_B1.device)
+    own = Pairs(torch.arange(len(target_B), device=target_B.device), target_B)
     for first, last in catalogue.spans:
         score_BJ = catalogue.score(first, last)
         # NaN neither beats nor ties, whatever the target's score is; -inf would tie with -inf.
-        catalogue.set_aside(score_BJ, first, last, (exclude, own), torch.nan)
+        catalogue.set_aside(score_BJ, first, last, torch.nan, own)
         # Summing floats is several times faster than summing booleans, and exact up to 16 million.
         compared_BJ = torch.empty_like(score_BJ)
-        goal = goal_B1.to(score_BJ.device)
-        greater_B = torch.gt(score_BJ, goal, out=compared_BJ).sum(1)
-        tied_B = torch.eq(score_BJ, goal, out=compared_BJ).sum(1)
-        rank_B += (greater_B.double() + TIE_SHARE[ties] * tied_B.double()).cpu()
-    if is_allowed_I is not None:
-        rank_B[~is_allowed_I[target_B]] = torch.inf
+        greater_B = torch.gt(score_BJ, goal_B1, out=compared_BJ).sum(1)
+        tied_B = torch.eq(score_BJ, goal_B1, out=compared_BJ).sum(1)
+        rank_B += greater_B.double() + TIE_SHARE[ties] * tied_B.double()
+    rank_B = rank_B.cpu()
+    if aside.is_allowed_I is not None:
+        rank_B[~aside.is_allowed_I[target_B.cpu()]] = torch.inf
     return rank_B
 
 
@@ -93,9 +108,8 @@ def top_k(
     scorer: Scorer,
     query: Any,
     k: int,
+    aside: Aside,
     *,
-    exclude: Pairs | None = None,
-    is_allowed_I: Tensor | None = None,
     block: int = BLOCK,
 ) -> TopK:
     """The k best items of each row, exactly; equal scores in order of the item index.
@@ -104,18 +118,17 @@ def top_k(
         scorer: what scores the catalogue.
         query: `scorer.encode` of the batch.
         k: length of the lists, at least 1.
-        exclude: items not to be shown in single rows.
-        is_allowed_I: [n_items + 2], True where an item may be shown at all; None: every item.
+        aside: what is not to be shown, or scores 0.
         block: items scored at once.
 
     Raises:
         NanScoreError: a score is NaN.
     """
-    catalogue = _Catalogue(scorer, query, is_allowed_I, block)
+    catalogue = _Catalogue(scorer, query, aside, block)
     best_BK: Tensor | None = None
     for first, last in catalogue.spans:
         score_BJ = catalogue.score(first, last)
-        catalogue.set_aside(score_BJ, first, last, () if exclude is None else (exclude,), -torch.inf)
+        catalogue.set_aside(score_BJ, first, last, -torch.inf)
         key_BM = _block_keys(score_BJ, first, k)
         if best_BK is None:
             nothing_B1 = score_BJ.new_full((len(score_BJ), 1), -torch.inf)
@@ -128,11 +141,11 @@ def top_k(
 class _Catalogue:
     """The scores of one batch, block by block, over the blocks in which anything may compete."""
 
-    def __init__(self, scorer: Scorer, query: Any, is_allowed_I: Tensor | None, block: int) -> None:
-        end = scorer.n_items + 1
+    def __init__(self, scorer: Scorer, query: Any, aside: Aside, block: int) -> None:
+        end, allowed = scorer.n_items + 1, aside.is_allowed_I
         spans = [(first, min(first + block, end)) for first in range(1, end, block)]
-        self.scorer, self.query, self.is_allowed_I = scorer, query, is_allowed_I
-        self.spans = [s for s in spans if is_allowed_I is None or is_allowed_I[slice(*s)].any()] or spans[:1]
+        self.scorer, self.query, self.aside = scorer, query, aside
+        self.spans = [s for s in spans if allowed is None or allowed[slice(*s)].any()] or spans[:1]
         self._kept: Tensor | None = None
 
     def gather(self, target_B: Tensor) -> Tensor:
@@ -141,17 +154,20 @@ class _Catalogue:
         A dot product of its own may round differently from the block's matrix product, and the target
         would lose to, or beat, its equals by a rounding error. NaN where no block holds the target.
         """
-        goal_B = torch.full((len(target_B),), torch.nan)
+        goal_B: Tensor | None = None
         for first, last in self.spans:
             row_S = ((target_B >= first) & (target_B < last)).nonzero()[:, 0]
             if len(row_S) == 0:
                 continue
             score_BJ = self._checked(first, last)
-            column_S = target_B[row_S] - first
-            goal_B[row_S] = score_BJ[row_S.to(score_BJ.device), column_S.to(score_BJ.device)].cpu()
+            column_S = (target_B[row_S] - first).to(score_BJ.device)
+            row_S = row_S.to(score_BJ.device)
+            if goal_B is None:
+                goal_B = score_BJ.new_full((len(target_B),), torch.nan)
+            goal_B[row_S] = score_BJ[row_S, column_S]
             if len(self.spans) == 1:
                 self._kept = score_BJ
-        return goal_B
+        return torch.full((len(target_B),), torch.nan) if goal_B is None else goal_B
 
     def score(self, first: int, last: int) -> Tensor:
         """Scores of one block, to be overwritten by the caller, [B, J]."""
@@ -160,15 +176,12 @@ class _Catalogue:
         kept, self._kept = self._kept, None
         return kept
 
-    def set_aside(
-        self, score_BJ: Tensor, first: int, last: int, pairs: tuple[Pairs, ...], value: float
-    ) -> None:
-        """Overwrite the scores of a block's items that do not compete."""
-        for pair in pairs:
-            row_S, column_S = pair.within(first, last)
-            score_BJ[row_S.to(score_BJ.device), column_S.to(score_BJ.device)] = value
-        if self.is_allowed_I is not None:
-            barred_D = (~self.is_allowed_I[first:last]).nonzero()[:, 0]
+    def set_aside(self, score_BJ: Tensor, first: int, last: int, value: float, *more: Pairs) -> None:
+        """Overwrite the scores of a block's items that do not compete, and of `more` pairs."""
+        for pair in (self.aside.exclude, *more):
+            _overwrite(score_BJ, pair.within(first, last), value)
+        if self.aside.is_allowed_I is not None:
+            barred_D = (~self.aside.is_allowed_I[first:last]).nonzero()[:, 0]
             score_BJ.index_fill_(1, barred_D.to(score_BJ.device), value)
 
     def _checked(self, first: int, last: int) -> Tensor:
@@ -176,7 +189,12 @@ class _Catalogue:
         is_nan_B = score_BJ.amax(1).isnan()
         if is_nan_B.any():
             raise NanScoreError(int(is_nan_B.nonzero()[0, 0]))
+        _overwrite(score_BJ, self.aside.zero.within(first, last), 0.0)
         return score_BJ
+
+
+def _overwrite(score_BJ: Tensor, pairs: Pairs, value: float) -> None:
+    score_BJ[pairs.row_S.to(score_BJ.device), pairs.item_S.to(score_BJ.device)] = value
 
 
 def _block_keys(score_BJ: Tensor, first: int, k: int) -> Tensor:

@@ -13,6 +13,8 @@ from torch import Tensor
 from lexrec.data.batch import Batch, with_slots
 from lexrec.models.base import SequenceModel
 
+_FEWEST_ROWS = 4
+
 
 class Scorer(Protocol):
     """Scores histories against the catalogue, a block of items at a time."""
@@ -49,16 +51,19 @@ class ModelScorer:
     @torch.no_grad()
     def encode(self, batch: Batch) -> Tensor:
         """Hidden states, [B, D]."""
-        n_items = int(batch.length_B.sum())  # before the move: afterwards it would wait for the device
+        if self.model.layout == "packed" and batch.slot_N is None:
+            # Before the move: afterwards the count would wait for the device.
+            n_items = int(batch.length_B.sum())
+            # Full rows, a single history above all, have no padding to skip.
+            if n_items < batch.item_BL.numel():
+                batch = with_slots(batch, max(n_items, 1))
         batch = batch.to(self.device)
-        # Full rows, a single history above all, have no padding to skip.
-        if self.model.layout == "packed" and batch.slot_N is None and n_items < batch.item_BL.numel():
-            batch = with_slots(batch, max(n_items, 1))
         return self.model.encode_next(batch).hidden_BLD[:, -1].float()
 
     @torch.no_grad()
     def score(self, query: Tensor, first: int, last: int) -> Tensor:
-        # A single row becomes a matrix-vector product, whose kernels round equal items differently
-        # depending on where they stand; beside a copy of itself it is scored as any batch is.
-        rows = query if len(query) > 1 else query.repeat(2, 1)
-        return self.table.score(rows, first, last)[: len(query)]
+        # For few rows a product takes kernels that round equal items differently depending on where they
+        # stand; beside copies of themselves they are scored as any batch is.
+        n_rows = len(query)
+        rows = query if n_rows >= _FEWEST_ROWS else query.repeat(_FEWEST_ROWS, 1)
+        return self.table.score(rows, first, last)[:n_rows]

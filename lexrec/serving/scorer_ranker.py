@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lexrec.data.batch import Batch, collate
 from lexrec.evaluation.events import Pairs
-from lexrec.evaluation.ranks import top_k
+from lexrec.evaluation.ranks import Aside, top_k
 from lexrec.evaluation.scorer import ModelScorer, Scorer
 from lexrec.item_encoders.base import ExpertView
 from lexrec.serving.ranker import Items, Ranked
@@ -46,8 +46,8 @@ class ScorerRanker:
         is_allowed_I = None if allow is None else self._mask(allow.tobytes())
         for pick_R in self._batches(histories):
             query = self.scorer.encode(self._batch([histories[i] for i in pick_R]))
-            aside = None if exclude is None else _pairs([exclude[i] for i in pick_R])
-            best = top_k(self.scorer, query, k, exclude=aside, is_allowed_I=is_allowed_I)
+            hidden = None if exclude is None else _pairs([exclude[i] for i in pick_R])
+            best = top_k(self.scorer, query, k, Aside.of(hidden, is_allowed_I))
             item_BK[pick_R], score_BK[pick_R] = best.item_BK.cpu().numpy(), best.score_BK.cpu().numpy()
         return Ranked(item_BK, score_BK)
 

@@ -2,21 +2,21 @@
 
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 
 from lexrec.config import RunConfig
-from lexrec.data.batch import Batch
 from lexrec.data.dataset import Dataset
-from lexrec.data.windows import Samples, Windows
+from lexrec.data.windows import Epoch, Samples, Windows
 from lexrec.evaluation.evaluate import EvaluationConfig, evaluate
+from lexrec.evaluation.events import Asked, batches, evaluation_events
 from lexrec.evaluation.scorer import ModelScorer
 from lexrec.run_dir import RunDir
 from lexrec.training import checkpoint
 from lexrec.training.checkpoint import Progressed
 from lexrec.training.optimizer import build_optimizer, set_lr
+from lexrec.training.runner import Update, build_runner
 from lexrec.training.step import Step
 from lexrec.training.trackers import Tracker
 from lexrec.training.watch import LossWatch
@@ -25,6 +25,10 @@ _OWN_STREAM = 2**32
 """Keeps the objective's draws apart from those of weights and dropout, which start from the seed itself."""
 _CHECKPOINT_SECONDS = 300.0
 """Between checkpoints within an epoch; each epoch that is validated ends with one."""
+_VALIDATED_AT_ONCE = 1024
+"""Validation events ranked at once."""
+_KEPT_PLACES = 2**25
+"""Places of validation rows that may stay on the device: 256 MiB."""
 
 
 class Trainer:
@@ -38,23 +42,18 @@ class Trainer:
         self.generator = torch.Generator(device).manual_seed(self.config.seed + _OWN_STREAM)
         max_len, extra = step.model.max_len, step.objective.extra_events
         self.samples = Samples.of(dataset, step.objective.sampling, max_len, extra)
-        self.windows = Windows(dataset, max_len + extra, device)
-        self.watch = LossWatch(run.path, device)
+        batch_size = self.config.batch_size
+        windows = Windows(dataset, max_len + extra, device)
+        self.epoch = Epoch(windows, self.samples.n_batches(batch_size), batch_size)
+        self.runner = build_runner(Update(step, self.optimizer, self.generator, self.config), self.epoch)
+        self.watch = LossWatch(run.path, self.epoch)
+        self._kept: list[Asked] | None = None
         self.has_validation = bool((dataset.validation_end_U > dataset.train_end_U).any())
-        wants_bf16 = self.config.precision == "bf16" or (
-            self.config.precision == "auto"
-            and device.type == "cuda"
-            and torch.cuda.is_bf16_supported(including_emulation=False)
-        )
-        # Without its cache of casts: a cast made under no_grad must not serve a forward with gradient.
-        self.arithmetic = (
-            torch.autocast(device.type, torch.bfloat16, cache_enabled=False) if wants_bf16 else nullcontext()
-        )
 
     @property
     def n_steps(self) -> int:
         """Optimizer steps of the longest possible run."""
-        return self.config.max_epochs * self.samples.n_batches(self.config.batch_size)
+        return self.config.max_epochs * len(self.epoch)
 
     def fit(self, trackers: Sequence[Tracker]) -> Progressed:
         """Train to the end, from the newest checkpoint if there is one.
@@ -83,34 +82,21 @@ class Trainer:
         self.step.train()
         last_saved = time.monotonic()
         # An average: to count a batch's own items would be to wait for the device.
-        n_items = int(self.samples.n_inputs_S.sum()) // self.samples.n_batches(self.config.batch_size)
-        batches = self.samples.epoch(
-            self.windows, self.config.batch_size, seed=self.config.seed, epoch=at.epoch, skip=at.batch
-        )
-        for batch in batches:
-            loss = self._one(batch, at.step)
-            at.step, at.batch = at.step + 1, at.batch + 1
-            self.watch.see(at.step, loss, batch)
-            for tracker in trackers:
-                tracker.step(at, loss, n_items)
-            if time.monotonic() - last_saved > _CHECKPOINT_SECONDS:
-                self.watch.check()
-                at.seconds = time.monotonic() - began
-                self._save(at)
-                last_saved = time.monotonic()
-
-    def _one(self, batch: Batch, step: int) -> torch.Tensor:
-        """One optimizer step; returns its loss, still on the device."""
-        set_lr(self.optimizer, self.config, step)
-        self.optimizer.zero_grad(set_to_none=True)
-        targets = self.step.objective.prepare(batch, self.generator)
-        with self.arithmetic:
-            loss: torch.Tensor = self.step(batch, targets)["loss"]
-        torch.autograd.backward(loss)
-        if self.config.clip_norm:
-            torch.nn.utils.clip_grad_norm_(self.step.parameters(), self.config.clip_norm)
-        self.optimizer.step()
-        return loss.detach()
+        n_items = int(self.samples.n_inputs_S.sum()) // len(self.epoch)
+        self.samples.fill(self.epoch, seed=self.config.seed, number=at.epoch)
+        with self.runner.epoch(at.batch):
+            for i in range(at.batch, len(self.epoch)):
+                set_lr(self.optimizer, self.config, at.step)
+                loss = self.runner.run(i)
+                at.step, at.batch = at.step + 1, i + 1
+                self.watch.see(at.step, loss, i)
+                for tracker in trackers:
+                    tracker.step(at, loss, n_items)
+                if time.monotonic() - last_saved > _CHECKPOINT_SECONDS:
+                    self.watch.check()
+                    at.seconds = time.monotonic() - began
+                    self._save(at)
+                    last_saved = time.monotonic()
 
     def _validate(self, at: Progressed, trackers: Sequence[Tracker]) -> None:
         """Measure, note whether it is the best so far, and write it down."""
@@ -132,9 +118,19 @@ class Trainer:
             return {}
         k = int(self.config.metric.partition("@")[2])
         scorer = ModelScorer(self.step.model)
-        settings = EvaluationConfig(k=(k,), batch_size=1024)
-        result = evaluate(scorer, self.dataset, settings, split="validation", light=True)
-        return result.metrics
+        settings = EvaluationConfig(k=(k,))
+        return evaluate(scorer, self.dataset, settings, split="validation", light=self._asked()).metrics
+
+    def _asked(self) -> list[Asked]:
+        """The validation events, on the device where they fit: they are the same after every epoch."""
+        if self._kept is None:
+            model = self.step.model
+            events = evaluation_events(self.dataset, "validation")
+            trims = model.layout == "packed"
+            all_asked = batches(self.dataset, events, _VALIDATED_AT_ONCE, model.max_len, trims=trims)
+            fits = len(events) * model.max_len < _KEPT_PLACES
+            self._kept = [asked.to(self.device) if fits else asked for asked in all_asked]
+        return self._kept
 
     def _save(self, at: Progressed) -> None:
         checkpoint.save(self.run, self.step.model, self.optimizer, self.generator, at)

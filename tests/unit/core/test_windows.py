@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from lexrec.data.batch import Places, collate, with_slots
 from lexrec.data.dataset import TEST, TRAIN, VALIDATION, Dataset
-from lexrec.data.windows import Samples, Windows
+from lexrec.data.windows import Epoch, Samples, Windows
 from lexrec.models.base import append
 from tests.worlds import world
 
@@ -61,9 +61,10 @@ def test_times_travel_with_their_items() -> None:
 def test_an_epoch_visits_every_sample_once_and_fills_up_with_empty_rows(batch_size: int) -> None:
     rng = np.random.default_rng(0)
     dataset = made([list(rng.integers(1, 10, n)) for n in rng.integers(4, 12, 20)])
-    samples, windows = Samples.of(dataset, "history", 5, 1), Windows(dataset, 6, CPU)
-    batches = list(samples.epoch(windows, batch_size, seed=1, epoch=0))
-    assert len(batches) == samples.n_batches(batch_size)
+    samples = Samples.of(dataset, "history", 5, 1)
+    epoch = Epoch(Windows(dataset, 6, CPU), samples.n_batches(batch_size), batch_size)
+    samples.fill(epoch, seed=1, number=0)
+    batches = [epoch.batch(i) for i in range(len(epoch))]
     assert all(len(batch.item_BL) == batch_size for batch in batches)
     users = torch.cat([batch.user_B for batch in batches])
     assert sorted(users[users >= 0].tolist()) == samples.user_S.tolist()
@@ -74,17 +75,29 @@ def test_an_epoch_visits_every_sample_once_and_fills_up_with_empty_rows(batch_si
         assert batch.capacity >= int((batch.length_B - 1).clamp(min=0).sum())
 
 
-def test_the_order_depends_on_seed_and_epoch_alone_and_can_be_entered_midway() -> None:
+def test_the_order_depends_on_seed_and_epoch_alone() -> None:
     dataset = made([[1 + i % 9] * 5 for i in range(30)])
-    samples, windows = Samples.of(dataset, "history", 5, 1), Windows(dataset, 6, CPU)
+    samples = Samples.of(dataset, "history", 5, 1)
+    epoch = Epoch(Windows(dataset, 6, CPU), samples.n_batches(4), 4)
 
-    def users(seed: int, epoch: int, skip: int = 0) -> list[list[int]]:
-        return [b.user_B.tolist() for b in samples.epoch(windows, 4, seed=seed, epoch=epoch, skip=skip)]
+    def users(seed: int, number: int) -> list[list[int]]:
+        samples.fill(epoch, seed=seed, number=number)
+        return [epoch.batch(i).user_B.tolist() for i in range(len(epoch))]
 
     assert users(1, 0) == users(1, 0)
     assert users(1, 0) != users(1, 1)
     assert users(1, 0) != users(2, 0)
-    assert users(1, 0)[5:] == users(1, 0, skip=5)
+
+
+def test_a_batch_is_the_same_by_its_number_on_the_host_and_on_the_device() -> None:
+    dataset = made([[1 + i % 9] * (3 + i % 5) for i in range(11)])
+    samples = Samples.of(dataset, "history", 5, 1)
+    epoch = Epoch(Windows(dataset, 6, CPU), samples.n_batches(4), 4)
+    samples.fill(epoch, seed=1, number=0)
+    for i in range(len(epoch)):
+        one, two = epoch.batch(i), epoch.batch_at(torch.tensor([i]), epoch.capacity_T[i])
+        assert one.capacity == two.capacity
+        assert all(torch.equal(a, b) for a, b in zip(one[:4], two[:4], strict=True))
 
 
 @given(st.lists(st.lists(st.integers(1, 9), max_size=5), min_size=1, max_size=6), st.integers(0, 4))

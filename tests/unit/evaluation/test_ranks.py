@@ -10,10 +10,10 @@ from torch import Tensor
 
 from lexrec.data.batch import Batch
 from lexrec.evaluation.events import Pairs
-from lexrec.evaluation.ranks import NanScoreError, target_ranks, top_k
+from lexrec.evaluation.ranks import Aside, NanScoreError, target_ranks, top_k
 
 TIES = {"expected": 0.5, "optimistic": 0.0, "pessimistic": 1.0}
-NOTHING = Pairs.of([])
+NOTHING = Aside.of()
 
 
 class Table:
@@ -71,8 +71,7 @@ def test_ranks_are_those_of_a_plain_count_for_every_block_size(ranking, ties):
         scorer,
         None,
         torch.tensor(target_B),
-        Pairs.of(exclude_B),
-        is_allowed_I=mask(allowed, scorer.n_items),
+        Aside.of(Pairs.of(exclude_B), mask(allowed, scorer.n_items)),
         ties=ties,
         block=block,
     )
@@ -80,12 +79,29 @@ def test_ranks_are_those_of_a_plain_count_for_every_block_size(ranking, ties):
     assert rank_B.tolist() == [plain_rank(s, t, e, allowed, TIES[ties]) for s, t, e in rows]
 
 
+@given(rankings(), st.sampled_from(sorted(TIES)))
+def test_what_scores_zero_competes_as_zero_the_target_too(ranking, ties):
+    score_BI, target_B, zero_B, allowed, block = ranking
+    scorer = Table(score_BI)
+    aside = Aside(Pairs.of([]), Pairs.of(zero_B), mask(allowed, scorer.n_items))
+    rank_B = target_ranks(scorer, None, torch.tensor(target_B), aside, ties=ties, block=block)
+    zeroed = [
+        [0.0 if i + 1 in zero else score for i, score in enumerate(scores)]
+        for scores, zero in zip(score_BI, zero_B, strict=True)
+    ]
+    rows = zip(zeroed, target_B, strict=True)
+    assert rank_B.tolist() == [plain_rank(s, t, [], allowed, TIES[ties]) for s, t in rows]
+    top = top_k(scorer, None, 3, aside, block=block)
+    expected = top_k(Table(zeroed), None, 3, Aside.of(None, aside.is_allowed_I), block=block)
+    assert top.item_BK.tolist() == expected.item_BK.tolist()
+
+
 @given(rankings(), st.integers(1, 14))
 def test_top_k_is_a_stable_sort_for_every_block_size(ranking, k):
     score_BI, _, exclude_B, allowed, block = ranking
     scorer = Table(score_BI)
     is_allowed_I = mask(allowed, scorer.n_items)
-    top = top_k(scorer, None, k, exclude=Pairs.of(exclude_B), is_allowed_I=is_allowed_I, block=block)
+    top = top_k(scorer, None, k, Aside.of(Pairs.of(exclude_B), is_allowed_I), block=block)
     for row, (scores, exclude) in enumerate(zip(score_BI, exclude_B, strict=True)):
         items = [i for i in range(1, len(scores) + 1) if allowed is None or i in allowed]
         shown = [i for i in items if i not in exclude and scores[i - 1] > -math.inf]
@@ -100,7 +116,7 @@ def test_top_k_is_a_stable_sort_for_every_block_size(ranking, k):
 def test_top_k_among_the_maxima_of_chunks_is_exact_on_large_blocks(n_distinct, block):
     generator = torch.Generator().manual_seed(0)
     score_BI = torch.randint(n_distinct, (5, 3001), generator=generator).float() - n_distinct / 2
-    top = top_k(Table(score_BI), None, 7, block=block)
+    top = top_k(Table(score_BI), None, 7, NOTHING, block=block)
     order = torch.sort(score_BI, dim=1, descending=True, stable=True)
     assert torch.equal(top.item_BK, order.indices[:, :7] + 1)
     assert torch.equal(top.score_BK, order.values[:, :7])
@@ -119,8 +135,8 @@ def test_half_a_place_a_tie():
 
 def test_a_target_competes_though_it_was_seen():
     scorer = Table([[5.0, 4.0, 3.0]])
-    assert target_ranks(scorer, None, torch.tensor([2]), Pairs.of([[1, 2]])).tolist() == [1]
-    assert top_k(scorer, None, 2, exclude=Pairs.of([[1, 2]])).item_BK.tolist() == [[3, 0]]
+    assert target_ranks(scorer, None, torch.tensor([2]), Aside.of(Pairs.of([[1, 2]]))).tolist() == [1]
+    assert top_k(scorer, None, 2, Aside.of(Pairs.of([[1, 2]]))).item_BK.tolist() == [[3, 0]]
 
 
 def test_a_constant_score_is_worth_the_middle_of_the_catalogue():
@@ -137,7 +153,7 @@ def test_a_nan_is_an_error_wherever_it_stands(block):
             target_ranks(Table(score_BI), None, torch.tensor([1, 2, 3]), NOTHING, block=block)
         assert caught.value.row == 1
         with pytest.raises(NanScoreError):
-            top_k(Table(score_BI), None, 2, block=block)
+            top_k(Table(score_BI), None, 2, NOTHING, block=block)
 
 
 class Dot(Table):
@@ -174,12 +190,12 @@ def test_a_catalogue_of_one_block_is_scored_once_and_target_free_blocks_once():
 
 def test_blocks_without_an_allowed_item_are_never_scored():
     scorer = Table(torch.rand(1, 10))
-    top = top_k(scorer, None, 2, is_allowed_I=mask({9}, 10), block=2)
+    top = top_k(scorer, None, 2, Aside.of(None, mask({9}, 10)), block=2)
     assert (scorer.asked, top.item_BK.tolist()) == ([(9, 11)], [[9, 0]])
 
 
 def test_an_empty_allow_list_shows_nothing():
-    top = top_k(Table(torch.rand(2, 4)), None, 2, is_allowed_I=mask(set(), 4), block=2)
+    top = top_k(Table(torch.rand(2, 4)), None, 2, Aside.of(None, mask(set(), 4)), block=2)
     assert top.item_BK.tolist() == [[0, 0], [0, 0]]
 
 
@@ -193,8 +209,8 @@ def test_a_gpu_gives_the_same_ranks_and_lists(block):
     target_B, exclude = torch.tensor([1, 2, 3000, 3001, 7]), Pairs.of([[1, 9], [], [5], [3001], [2, 2]])
     allowed = mask(set(range(1, 2500)), 3001)
     for is_allowed_I in (None, allowed):
-        options = {"is_allowed_I": is_allowed_I, "block": block}
-        ranks = [target_ranks(scorer, None, target_B, exclude, **options) for scorer in (on_cpu, on_gpu)]
+        aside = Aside.of(exclude, is_allowed_I)
+        ranks = [target_ranks(scorer, None, target_B, aside, block=block) for scorer in (on_cpu, on_gpu)]
         assert ranks[0].tolist() == ranks[1].tolist()
-        lists = [top_k(scorer, None, 9, exclude=exclude, **options) for scorer in (on_cpu, on_gpu)]
+        lists = [top_k(scorer, None, 9, aside, block=block) for scorer in (on_cpu, on_gpu)]
         assert lists[0].item_BK.tolist() == lists[1].item_BK.tolist()

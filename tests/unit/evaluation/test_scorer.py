@@ -3,13 +3,12 @@ import torch
 from torch import Tensor, nn
 
 from lexrec.data.batch import Batch, collate
-from lexrec.evaluation.events import Pairs
-from lexrec.evaluation.ranks import target_ranks
+from lexrec.evaluation.ranks import Aside, target_ranks
 from lexrec.evaluation.scorer import ModelScorer
 from lexrec.item_encoders.base import Embedded, ItemEncoder, ScoringTable
 from lexrec.models.base import Encoded, SequenceModel
 
-NOTHING = Pairs.of([])
+NOTHING = Aside.of()
 
 
 class Vectors(ItemEncoder):

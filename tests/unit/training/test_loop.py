@@ -187,18 +187,16 @@ def test_only_matrices_decay() -> None:
     assert [id(p) for p in decayed] == [id(step[0].weight)]
 
 
-def test_a_loss_on_a_gpu_is_read_in_groups(tmp_path: Path, data: Dataset) -> None:
-    from lexrec.data.batch import collate
-
-    watch = LossWatch(tmp_path, torch.device("cuda"))
-    batch = collate([[1, 2, 3]], 3)
-    for step in range(10):
-        watch.see(step, torch.tensor(float("nan") if step == 4 else 1.0), batch)
-    with pytest.raises(RunError, match="the loss became nan at step 4"):
-        watch.check()
+def test_the_batch_of_a_loss_that_is_no_number_is_kept(data: Dataset, tmp_path: Path) -> None:
+    one = trainer(small(), data, tmp_path / "run")
+    one.samples.fill(one.epoch, seed=1, number=0)
+    watch = LossWatch(tmp_path, one.epoch)
+    watch.see(7, torch.tensor(1.0), 1)
+    with pytest.raises(RunError, match="the loss became nan at step 8"):
+        watch.see(8, torch.tensor(float("nan")), 2)
     kept = load_file(tmp_path / "nan_batch.safetensors")
-    assert kept["step"] == 4
-    assert kept["item_BL"].tolist() == [[1, 2, 3]]
+    assert kept["step"] == 8
+    assert torch.equal(kept["item_BL"], one.epoch.batch(2).item_BL)
 
 
 def test_tensorboard_gets_loss_and_metrics(data: Dataset, tmp_path: Path) -> None:
