@@ -65,6 +65,8 @@ class TrainConfig(Config):
     """How much of Adam's running means of gradients and of their squares each step keeps."""
     warmup_steps: int = Field(0, ge=0)
     """Optimizer steps over which the learning rate rises linearly to its peak."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """After the warm-up: the peak, or half a cosine from it to 0 at the last step of `max_epochs`."""
     clip_norm: float = Field(0.0, ge=0)
     """Largest global gradient norm; 0 does not clip."""
     batch_size: int = Field(128, ge=1)

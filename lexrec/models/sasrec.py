@@ -11,12 +11,21 @@ Differences from the official code: several losses instead of BCE alone (objecti
 normalises the input of each sub-layer as the paper writes it (the code keeps the normalised query as its
 residual), norm="post" as BERT does; embeddings start from N(0, .02) and are not multiplied by sqrt(d).
 
+The block of LiGR (LinkedIn 2025, https://arxiv.org/abs/2502.03417) is norm="pre", gated=true; the one that
+eSASRec (https://arxiv.org/abs/2508.06450) takes from it has activation="swiglu" too (recipe sasrec_ligr):
+
+    x'  = x + sigmoid(W_g x + b_g) * f(norm(x))     f: attention, then the feed-forward layer; a gate each
+    f   = W2 (silu(W_a n + b_a) * (W_b n + b_b)) + b2                     the feed-forward layer as SwiGLU
+
+Differences from eSASRec's code: linear layers of SwiGLU have biases; no dropout inside it.
+
 Dimension key: B batch, L positions, N slots, D width.
 """
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from lexrec.data.batch import Batch, Places
@@ -38,7 +47,16 @@ class SASRecConfig(ModelConfig):
     """Normalise the input of the first block too: faster at first (post always does)."""
     ffn_factor: int = Field(1, ge=1)
     """Inner width of the feed-forward layer, in multiples of dim."""
-    activation: Literal["relu", "gelu"] = "relu"
+    activation: Literal["relu", "gelu", "swiglu"] = "relu"
+    """swiglu has one matrix more: half as many parameters again."""
+    gated: bool = False
+    """Each sub-layer's residual passes a gate that reads the input (LiGR); needs norm=pre."""
+
+    @model_validator(mode="after")
+    def _gates_fit(self) -> Self:
+        if self.gated and self.norm != "pre":
+            raise ValueError(f"gated residuals go with norm=pre, got norm={self.norm}")
+        return self
 
 
 class SASRec(SequenceModel):
@@ -81,25 +99,40 @@ class _Block(nn.Module):
 
     def __init__(self, config: SASRecConfig) -> None:
         super().__init__()
+        dim, inner = config.dim, config.ffn_factor * config.dim
         self.is_pre_norm = config.norm == "pre"
-        self.attention = Attention(config.dim, config.n_heads, config.dropout)
-        self.attention_norm = nn.LayerNorm(config.dim)
-        self.up = nn.Linear(config.dim, config.ffn_factor * config.dim)
-        self.down = nn.Linear(config.ffn_factor * config.dim, config.dim)
-        self.ffn_norm = nn.LayerNorm(config.dim)
+        self.activation = config.activation
+        self.attention = Attention(dim, config.n_heads, config.dropout)
+        self.attention_norm = nn.LayerNorm(dim)
+        self.up = nn.Linear(dim, 2 * inner if config.activation == "swiglu" else inner)
+        self.down = nn.Linear(inner, dim)
+        self.ffn_norm = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(config.dropout)
-        self.activation = nn.ReLU() if config.activation == "relu" else nn.GELU()
+        self.attention_gate = nn.Linear(dim, dim) if config.gated else None
+        self.ffn_gate = nn.Linear(dim, dim) if config.gated else None
         init_normal(self)
 
     def forward(self, x_ND: Tensor, places: Places, may_look_B1LL: Tensor) -> Tensor:
         if self.is_pre_norm:
-            x_ND = x_ND + self.dropout(self.attention(self.attention_norm(x_ND), places, may_look_B1LL))
-            x_ND = x_ND + self.dropout(self._feed_forward(self.ffn_norm(x_ND)))
+            added_ND = self.dropout(self.attention(self.attention_norm(x_ND), places, may_look_B1LL))
+            x_ND = x_ND + _gated(self.attention_gate, x_ND, added_ND)
+            added_ND = self.dropout(self._feed_forward(self.ffn_norm(x_ND)))
+            x_ND = x_ND + _gated(self.ffn_gate, x_ND, added_ND)
         else:
             x_ND = self.attention_norm(x_ND + self.dropout(self.attention(x_ND, places, may_look_B1LL)))
             x_ND = self.ffn_norm(x_ND + self.dropout(self._feed_forward(x_ND)))
         return x_ND
 
     def _feed_forward(self, x_ND: Tensor) -> Tensor:
-        out_ND: Tensor = self.down(self.activation(self.up(x_ND)))
+        inner_NM = self.up(x_ND)
+        if self.activation == "swiglu":
+            gate_NM, value_NM = inner_NM.chunk(2, dim=-1)
+            inner_NM = F.silu(gate_NM) * value_NM
+        else:
+            inner_NM = F.relu(inner_NM) if self.activation == "relu" else F.gelu(inner_NM)
+        out_ND: Tensor = self.down(inner_NM)
         return out_ND
+
+
+def _gated(gate: nn.Linear | None, x_ND: Tensor, added_ND: Tensor) -> Tensor:
+    return added_ND if gate is None else gate(x_ND).sigmoid() * added_ND

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from lexrec.config import load_recipe
+from lexrec.errors import ConfigError
 from lexrec.item_encoders._expert import TokenExpert
 from lexrec.item_encoders._mltfr_config import MltfrConfig
 from lexrec.models._layers import causal_mask
@@ -44,23 +46,46 @@ def sasrec_by_hand(model: SASRec, items: list[int]) -> list[Tensor]:
                 share = share / share.sum()
                 heads.append(sum(share[s] * qkv[s][2 * d :][at] for s in range(t + 1)))
             mixed.append(block.attention.out.weight @ torch.cat(heads) + block.attention.out.bias)
+        mixed = gated(block.attention_gate, x, mixed)
         x = [v + m for v, m in zip(x, mixed, strict=True)]
         x = x if is_pre else [layer_norm(v, block.attention_norm) for v in x]
         f = [layer_norm(v, block.ffn_norm) if is_pre else v for v in x]
-        inner = [block.up.weight @ v + block.up.bias for v in f]
-        act = [v.clamp(min=0) if config.activation == "relu" else v * torch.special.ndtr(v) for v in inner]
-        x = [v + block.down.weight @ i + block.down.bias for v, i in zip(x, act, strict=True)]
+        inner = [activated(block.up.weight @ v + block.up.bias, config.activation) for v in f]
+        added = gated(block.ffn_gate, x, [block.down.weight @ i + block.down.bias for i in inner])
+        x = [v + a for v, a in zip(x, added, strict=True)]
         x = x if is_pre else [layer_norm(v, block.ffn_norm) for v in x]
     return [layer_norm(v, model.final_norm) for v in x]
 
 
-@pytest.mark.parametrize("norm", ["pre", "post"])
-@pytest.mark.parametrize(("activation", "ffn_factor", "input_norm"), [("relu", 1, False), ("gelu", 4, True)])
-def test_sasrec_equals_its_equations(norm: str, activation: str, ffn_factor: int, input_norm: bool) -> None:
+def activated(inner: Tensor, activation: str) -> Tensor:
+    if activation == "swiglu":
+        gate, value = inner[: len(inner) // 2], inner[len(inner) // 2 :]
+        return gate / (1 + (-gate).exp()) * value
+    return inner.clamp(min=0) if activation == "relu" else inner * torch.special.ndtr(inner)
+
+
+def gated(gate: torch.nn.Linear | None, x: list[Tensor], added: list[Tensor]) -> list[Tensor]:
+    """LiGR: what a sub-layer adds, times a sigmoid of the sub-layer's input before its norm."""
+    if gate is None:
+        return added
+    return [a / (1 + (-(gate.weight @ v + gate.bias)).exp()) for v, a in zip(x, added, strict=True)]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"norm": "pre"},
+        {"norm": "post"},
+        {"norm": "pre", "activation": "gelu", "ffn_factor": 4, "input_norm": True},
+        {"norm": "post", "activation": "gelu", "ffn_factor": 4, "input_norm": True},
+        {"norm": "pre", "activation": "swiglu", "ffn_factor": 2, "gated": True},
+        {"norm": "pre", "gated": True},
+    ],
+    ids=["pre", "post", "pre-gelu", "post-gelu", "ligr", "gated"],
+)
+def test_sasrec_equals_its_equations(options: dict[str, object]) -> None:
     torch.manual_seed(0)
-    config = SASRecConfig(
-        dim=8, max_len=8, norm=norm, activation=activation, ffn_factor=ffn_factor, input_norm=input_norm
-    )
+    config = SASRecConfig(dim=8, max_len=8, **options)
     model = SASRec(config, components.build_encoder("id_embedding", dim=8)).double().eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -77,6 +102,11 @@ def test_sasrec_equals_its_equations(norm: str, activation: str, ffn_factor: int
     by_hand = sum(((state @ weight) ** 2 for states in expected for state in states), torch.tensor(0.0))
     for one, other in zip(mine, torch.autograd.grad(by_hand, list(model.parameters())), strict=True):
         assert_close(one, other)
+
+
+def test_gates_need_a_norm_before_the_sub_layer() -> None:
+    with pytest.raises(ConfigError, match="model: gated residuals go with norm=pre, got norm=post"):
+        load_recipe("sasrec_ligr", ["model.norm=post"])
 
 
 def test_padding_rows_look_only_at_themselves() -> None:

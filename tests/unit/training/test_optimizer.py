@@ -5,7 +5,7 @@ import torch
 
 from lexrec.config import RunConfig, TrainConfig, load_recipe
 from lexrec.errors import ConfigError
-from lexrec.training.optimizer import build_optimizer
+from lexrec.training.optimizer import build_optimizer, set_lr
 
 
 def test_betas_decide_what_a_step_remembers() -> None:
@@ -30,3 +30,52 @@ def test_betas_are_adams_own_unless_given() -> None:
 def test_a_beta_of_one_never_learns_and_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"train\.betas\.1: input should be less than 1 \(got 1\.0\)"):
         load_recipe("sasrec", ["train.betas=[0.9, 1.0]"])
+
+
+def rates(config: TrainConfig, n_steps: int | None, last: int) -> list[float]:
+    optimizer = build_optimizer(torch.nn.Linear(1, 1), config)
+    found = []
+    for step in range(last):
+        set_lr(optimizer, config, step, n_steps)
+        assert len({group["lr"] for group in optimizer.param_groups}) == 1
+        found.append(optimizer.param_groups[0]["lr"])
+    return found
+
+
+def test_the_rate_rises_and_stays() -> None:
+    config = TrainConfig(lr=0.4, warmup_steps=4)
+    assert rates(config, None, 6) == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4, 0.4])
+    assert rates(TrainConfig(lr=0.4), None, 2) == [0.4, 0.4]
+
+
+def test_a_cosine_falls_from_the_peak_to_nothing() -> None:
+    config = TrainConfig(lr=1.0, warmup_steps=2, schedule="cosine")
+    expected = [0.5, 1.0, 1.0, 0.5 + 0.5**1.5, 0.5, 0.5 - 0.5**1.5, 0.0]
+    assert rates(config, 6, 7) == pytest.approx(expected)
+    assert rates(TrainConfig(lr=1.0, schedule="cosine"), 2, 2) == pytest.approx([1.0, 0.5])
+
+
+def test_a_warm_up_longer_than_the_run_is_never_left() -> None:
+    assert rates(TrainConfig(lr=1.0, warmup_steps=10, schedule="cosine"), 3, 3) == [0.1, 0.2, 0.3]
+
+
+def test_a_cosine_without_an_end_is_refused() -> None:
+    with pytest.raises(ValueError, match="set_lr needs n_steps"):
+        rates(TrainConfig(schedule="cosine"), None, 1)
+
+
+def test_a_rate_that_is_a_tensor_stays_that_tensor() -> None:
+    config = TrainConfig(lr=1.0, schedule="cosine")
+    rate = torch.tensor(1.0)
+    optimizer = torch.optim.AdamW(torch.nn.Linear(1, 1).parameters(), lr=rate, capturable=False)
+    held = optimizer.param_groups[0]["lr"]
+    set_lr(optimizer, config, 1, 2)
+    assert optimizer.param_groups[0]["lr"] is held
+    assert held.item() == pytest.approx(0.5)
+
+
+def test_a_cosine_recipe_trains_with_the_rates_it_names() -> None:
+    config = load_recipe("id_decoder")
+    assert isinstance(config, RunConfig)
+    assert config.train.schedule == "cosine"
+    assert config.train.warmup_steps > 0
