@@ -1,6 +1,7 @@
 """LinRec against its equations, one position and one head at a time in float64, and its memory."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,8 +10,10 @@ from torch import Tensor
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lexrec import registry
 from lexrec.data.batch import Places, collate
 from lexrec.models.linrec import LinRec, LinRecConfig, linear_attention
+from lexrec.training.step import Step
 from tests import components
 from tests.components import MAX_LEN, N_ITEMS, build, packed, ragged
 
@@ -131,8 +134,8 @@ class LargestTensor(TorchDispatchMode):
         return out
 
 
-def largest(name: str, length: int) -> int:
-    """Elements of the largest tensor of a training step over one full row."""
+def attention_step(name: str, length: int) -> int:
+    """Elements of the largest tensor of the attention's training step over one full row."""
     torch.manual_seed(0)
     attention = build(name).blocks[0].attention.train()
     batch = packed(collate([[1] * length], length))
@@ -143,6 +146,25 @@ def largest(name: str, length: int) -> int:
     return noted.numel
 
 
-def test_memory_is_linear_in_the_length() -> None:
+def model_step(name: str, length: int) -> int:
+    """The same of the whole model under cloze, two rows."""
+    torch.manual_seed(0)
+    cls = registry.load("models", name)
+    config = registry.config_class(cls)(dim=components.DIM, max_len=length)
+    step = Step(cls(config, components.build_encoder("id_embedding")), components.build_objective("cloze"))
+    batch = collate([[1] * length] * 2, length)
+    with LargestTensor() as noted:
+        targets = step.objective.prepare(batch, torch.Generator().manual_seed(0))
+        step.train()(batch, targets)["loss"].backward()
+    return noted.numel
+
+
+@pytest.mark.parametrize("largest", [attention_step, model_step])
+def test_memory_is_linear_in_the_length(largest: Callable[[str, int], int]) -> None:
     assert largest("linrec", 1024) < 2.1 * largest("linrec", 512)
     assert largest("bert4rec", 1024) > 3 * largest("bert4rec", 512)
+
+
+def test_no_tensor_is_larger_than_the_feed_forward_layers() -> None:
+    """Neither positions by positions nor a matrix of channels for each position, in any row or head."""
+    assert model_step("linrec", 512) == 2 * 512 * 4 * components.DIM
