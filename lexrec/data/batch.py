@@ -76,7 +76,7 @@ def with_slots(batch: Batch, capacity: int) -> Batch:
     place_M = torch.where(is_item_M, is_item_M.cumsum(0) - 1, capacity)
     slot_N = place_M.new_full((capacity + 1,), B * L)
     slot_N = slot_N.scatter(0, place_M, torch.arange(B * L, device=place_M.device))
-    slot_N[capacity] = B * L
+    slot_N[capacity:].fill_(B * L)  # not an assignment, which would copy from the host
     return batch._replace(slot_N=slot_N[:capacity])
 
 
