@@ -96,7 +96,7 @@ class RunConfig(Config):
     @field_validator("model", "item_encoder", "objective", mode="before")
     @classmethod
     def _by_name(cls, section: Any, info: ValidationInfo) -> Any:
-        return _component_config(info.field_name or "", section)
+        return component_config(info.field_name or "", section)
 
 
 class BaselineConfig(Config):
@@ -107,7 +107,7 @@ class BaselineConfig(Config):
     @field_validator("baseline", mode="before")
     @classmethod
     def _by_name(cls, section: Any, info: ValidationInfo) -> Any:
-        return _component_config(info.field_name or "", section)
+        return component_config(info.field_name or "", section)
 
 
 AnyRunConfig = RunConfig | BaselineConfig
@@ -159,7 +159,17 @@ def differences(one: AnyRunConfig, other: AnyRunConfig) -> list[str]:
     return [f"{key}: {old} -> {new}" for key, old, new in pairs if old != new]
 
 
-def _component_config(section_name: str, section: Any) -> Any:
+def component_config(section_name: str, section: Any) -> Any:
+    """The config of the component a section names; a config is returned as it is.
+
+    Args:
+        section_name: model, item_encoder, objective or baseline.
+        section: a mapping with a `name`, or a config.
+
+    Raises:
+        ValueError: no mapping with a `name`, or (a ValidationError) one of its keys is wrong.
+        ConfigError: there is no such component.
+    """
     if isinstance(section, Config):
         return section
     if not isinstance(section, Mapping) or "name" not in section:

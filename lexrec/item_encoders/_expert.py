@@ -3,8 +3,7 @@
     A     = table W_align + b                                   [V, d]     eq. 4-5
     s     = scale * cos(A, interest), noise in training         [M, V]     eq. 6
     I     = top-K of s                                          [M, K]
-    out   = O softmax(Q K^T / sqrt(d/h) + bias) V               [U, Q, d]  eq. 7-10
-            with Q from the item vectors, K and V from the table's rows I
+    out   = cross-attention to the table's rows I               [U, Q, d]  eq. 7-10 (_attention.py)
 
 How the choice gets a gradient (`estimator`):
     log_bias  bias = s_I - stop(s_I): zero in the forward pass, the gradient of log p up to a constant
@@ -12,46 +11,18 @@ How the choice gets a gradient (`estimator`):
     release   the same weights, renormalised by their sum over K
 
 Dimension key: M interests, U attending units of Q queries each, V tokens, W LLM width, K chosen tokens,
-D width, H heads, C head width.
+D width, H heads.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lexrec.item_encoders._attention import Chosen, CrossAttention, Projected
 from lexrec.item_encoders._mltfr_config import MltfrConfig
 from lexrec.kernels.token_filter import ShiftedGumbel, choose_tokens, top_k
-
-
-class Chosen(NamedTuple):
-    """Tokens chosen for each interest, and what carries the gradient of the choice."""
-
-    token_MK: Tensor
-    bias_MK: Tensor | None
-    """Added to the attention logits; zero in value."""
-    weight_MK: Tensor | None
-    """Multiplies the rows; one in value (paper) or 1 / K (release)."""
-
-    def at(self, unit_U: Tensor | None) -> "Chosen":
-        """What each unit reads, where several units share an interest."""
-        if unit_U is None:
-            return self
-        return Chosen(*(None if t is None else t.index_select(0, unit_U) for t in self))  # type: ignore[arg-type]
-
-    def pooled(self, n_units: int) -> "Chosen":
-        """Every unit reads all chosen tokens of the batch (the release's pooling)."""
-        return Chosen(*(None if t is None else t.view(1, -1).expand(n_units, -1) for t in self))  # type: ignore[arg-type]
-
-
-class _Constants(NamedTuple):
-    """What no longer changes once training is over."""
-
-    aligned_VD: Tensor
-    key_VD: Tensor
-    value_VD: Tensor
 
 
 class TokenExpert(nn.Module):
@@ -69,14 +40,14 @@ class TokenExpert(nn.Module):
         width = table_VW.shape[1]
         self.k = min(config.k, len(table_VW))
         self.align = nn.Linear(width, dim)
-        self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale))
-        self.query, self.out = nn.Linear(dim, dim), nn.Linear(dim, dim)
-        self.key, self.value = nn.Linear(width, dim), nn.Linear(width, dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale), requires_grad=config.learn_scale)
+        self.attention = CrossAttention(width, dim, config)
+        self.dropout = self.attention.dropout
         if config.filter == "frozen":
             self.align.requires_grad_(False)
             self.logit_scale.requires_grad_(False)
-        self._constants: _Constants | None = None
+        self._aligned_VD: Tensor | None = None
+        self._projected: Projected | None = None
         # Whatever changes the weights makes the constants lies: loading, moving, training.
         self.register_load_state_dict_pre_hook(lambda *_: self.thaw())  # type: ignore[no-untyped-call]
 
@@ -98,7 +69,7 @@ class TokenExpert(nn.Module):
         """What the expert adds to each query.
 
         Args:
-            query_UQD: item vectors that ask, grouped by unit.
+            query_UQD: item vectors that ask, grouped by unit; with pool=batch all belong to one unit.
             interest_MD: what tokens are chosen by.
             unit_U: which interest each unit reads; None: unit u reads interest u.
 
@@ -106,9 +77,10 @@ class TokenExpert(nn.Module):
             out_UQD, what was chosen for each unit, and the attention it got, [U, H, Q, K].
         """
         chosen = self.choose(interest_MD)
-        chosen = chosen.pooled(len(query_UQD)) if self.config.pool == "batch" else chosen.at(unit_U)
-        attention_UHQK, out_UQD = self._attend(query_UQD, chosen)
-        return self.dropout(self.out(out_UQD)), chosen, attention_UHQK
+        chosen = chosen.pooled() if self.config.pool == "batch" else chosen.at(unit_U)
+        answers = self.attention.read(self.table_VW, chosen, self._projected)
+        out_UQD, attention_UHQK = self.attention(query_UQD, answers)
+        return out_UQD, chosen, attention_UHQK
 
     def choose(self, interest_MD: Tensor) -> Chosen:
         """The K tokens of each interest."""
@@ -123,14 +95,11 @@ class TokenExpert(nn.Module):
         scale = self.logit_scale.detach()
         token_MK = choose_tokens(interest_MD.detach(), aligned_VD.detach(), self.k, scale=scale, noise=noise)
         if not is_learning:
-            # A frozen filter chooses without gradient; what its rows weigh stays the estimator's.
-            is_shared = self.config.estimator == "release"
-            weight_MK = torch.full(token_MK.shape, 1 / self.k, device=token_MK.device) if is_shared else None
-            return Chosen(token_MK, None, weight_MK)
+            return without_gradient(token_MK, self.config)
         if aligns_all:
             row_MKD = F.embedding(token_MK, aligned_VD)
         else:
-            row_MKD = F.normalize(self.align(self._rows(token_MK)), dim=-1)
+            row_MKD = F.normalize(self.align(self.attention.rows(self.table_VW[token_MK])), dim=-1)
         # Through 1 / |interest| the choice would pull at small item vectors a hundred times too hard.
         asked_MD = interest_MD if self.config.bends_items else interest_MD.detach()
         cosine_MK = (row_MKD @ F.normalize(asked_MD, dim=-1)[:, :, None])[..., 0]
@@ -154,59 +123,25 @@ class TokenExpert(nn.Module):
             weight_MK = weight_MK / weight_MK.sum(dim=1, keepdim=True)
         return Chosen(token_MK, None, weight_MK)
 
-    def _attend(self, query_UQD: Tensor, chosen: Chosen) -> tuple[Tensor, Tensor]:
-        """Multi-head attention of each unit's queries over its tokens: weights and mixed values."""
-        H = self.config.n_heads
-        key_UKD, value_UKD = self._project(chosen)
-        q_UHQC, k_UHKC, v_UHKC = (
-            x.view(*x.shape[:2], H, -1).transpose(1, 2) for x in (self.query(query_UQD), key_UKD, value_UKD)
-        )
-        logit_UHQK = q_UHQC @ k_UHKC.transpose(-1, -2) * q_UHQC.shape[-1] ** -0.5
-        if chosen.bias_MK is not None:
-            logit_UHQK = logit_UHQK + chosen.bias_MK[:, None, None, :]
-        attention_UHQK = logit_UHQK.softmax(dim=-1)
-        mixed_UHQC = self.dropout(attention_UHQK) @ v_UHKC
-        return attention_UHQK, mixed_UHQC.transpose(1, 2).flatten(2)
-
-    def _project(self, chosen: Chosen) -> tuple[Tensor, Tensor]:
-        """Keys and values of the chosen tokens, [U, K, D]: the cheaper of table-first and rows-first."""
-        token_UK = chosen.token_MK
-        if self._constants is not None:
-            key_UKD, value_UKD = self._constants.key_VD[token_UK], self._constants.value_VD[token_UK]
-        elif token_UK.numel() > len(self.table_VW):
-            table_VW = self._rows(None)
-            # Not by indexing: its backward pass adds up in any order, and more slowly.
-            key_UKD, value_UKD = (F.embedding(token_UK, of(table_VW)) for of in (self.key, self.value))
-        else:
-            row_UKW = self._rows(token_UK)
-            key_UKD, value_UKD = self.key(row_UKW), self.value(row_UKW)
-        if chosen.weight_MK is None:
-            return key_UKD, value_UKD
-        # A weight on the rows commutes with the projection, not with its bias.
-        weight_UK1 = chosen.weight_MK[:, :, None]
-        key_UKD = (key_UKD - self.key.bias) * weight_UK1 + self.key.bias
-        return key_UKD, (value_UKD - self.value.bias) * weight_UK1 + self.value.bias
-
     def _aligned(self) -> Tensor:
         """The table in the space of item vectors, L2-normalised, [V, D]."""
-        if self._constants is not None:
-            return self._constants.aligned_VD
-        return F.normalize(self.align(self._rows(None)), dim=-1)
-
-    def _rows(self, token: Tensor | None) -> Tensor:
-        """Table rows in the arithmetic of the weights."""
-        table = self.table_VW if token is None else self.table_VW[token]
-        if torch.is_autocast_enabled(table.device.type):
-            return table  # autocast would only cast it back
-        return table.to(self.align.weight.dtype)
+        if self._aligned_VD is not None:
+            return self._aligned_VD
+        return F.normalize(self.align(self.attention.rows(self.table_VW)), dim=-1)
 
     @torch.no_grad()
     def freeze(self) -> None:
         """Project the table once: at inference it is never read again."""
-        self._constants = None
-        table_VW = self._rows(None)
-        self._constants = _Constants(self._aligned(), self.key(table_VW), self.value(table_VW))
+        self.thaw()
+        self._aligned_VD, self._projected = self._aligned(), self.attention.project(self.table_VW)
 
     def thaw(self) -> None:
         """Drop the constants: the weights are about to change."""
-        self._constants = None
+        self._aligned_VD = self._projected = None
+
+
+def without_gradient(token_MK: Tensor, config: MltfrConfig) -> Chosen:
+    """A choice that nothing is learnt from; what its rows weigh stays the estimator's."""
+    if config.estimator != "release":
+        return Chosen(token_MK, None, None)
+    return Chosen(token_MK, None, torch.full(token_MK.shape, 1 / token_MK.shape[1], device=token_MK.device))

@@ -2,24 +2,23 @@
 
 from collections.abc import Sequence
 
+from lexrec.item_encoders._comparable import comparable
 from lexrec.item_encoders._mltfr_config import MltfrConfig
 from lexrec.tokens import transforms
 from lexrec.tokens.table import TokenTable
 
 
 def prepared_tables(tables: Sequence[TokenTable], config: MltfrConfig) -> list[TokenTable]:
-    """Cut, randomise, centre and scale: cut first, so that statistics are those of the tokens kept."""
+    """Cut, reduce, randomise, centre and scale: cut first, so that statistics are those of what is kept."""
     prepared = []
     for i, table in enumerate(tables):
         if config.max_tokens is not None:
             table = transforms.first(table, config.max_tokens)
-        if config.random_seed is not None:
+        if config.pca is not None:
+            table = transforms.pca(table, config.pca)
+        if config.source == "constant":
+            table = transforms.first(table, config.k).random_like((config.random_seed or 0) + i)
+        elif config.random_seed is not None:
             table = table.random_like(config.random_seed + i)
-        if config.centre:
-            table = transforms.centred(table)
-        if config.table_scale != "raw":
-            table = transforms.scaled(table)
-        if config.table_scale == "unit":
-            table = table.with_weight(table.weight_VW * table.width**-0.5)
-        prepared.append(table)
+        prepared.append(comparable(table, centre=config.centre, scale=config.table_scale))
     return prepared

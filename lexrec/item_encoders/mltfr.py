@@ -1,4 +1,4 @@
-"""MLTFR: multi-LLM token filtering and routing, Round 1.
+"""MLTFR: multi-LLM token filtering and routing.
 
 Paper: https://arxiv.org/abs/2604.18200. A plug-in for any id-based backbone: item vectors are enriched
 with the token-embedding tables of several language models. No item text is read.
@@ -6,88 +6,124 @@ with the token-embedding tables of several language models. No item text is read
     interest   = mean of E over items (not padding, not [MASK])       [M, d]
     expert_m   = filter and cross-attention over table m              [B, L, d]   (_expert.py)
     G          = softmax(E W_gate + b)                                [B, L, n]   eq. 11
-    x          = E + cap(sum_m G_m expert_m), zero at padding                     eq. 15, 18
+    W_base     = sum_m G_m expert_m                                   [B, L, d]
+    W_output   = alpha * W_SC + W_base, zero at padding                           eq. 15
+    x          = E + cap(W_output)                                                eq. 18
     scores     = h E^T, the plain table                                           eq. 17
 
-Differences from the paper and its release (options name theirs): the interest of a position is the mean
-of the items up to it (prefix), since the mean of the whole row leaks the targets of causal training;
-attention is per user; the choice gets its gradient through the attention logits, and that gradient stays off
-the item vectors; noise in training only, against a learnable logit_scale; one softmax in the gate; frozen
-tables, scaled so that a row's norm is about 1; the mixture is capped at a share of the item vector's length.
+W_SC is there in Round 2 alone (_consensus.py, training/rounds.py); with several widths it is the mean over
+their consensus experts. E is what another item encoder makes (`items`), by default the id embedding.
 
-Dimension key: B batch, L positions, N slots, M interests, U units, Q queries a unit, K tokens, E experts,
-D width.
+Differences from the paper and its release (options name theirs; preset=paper and preset=release are sets of
+them): the interest of a position is the mean of the items up to it (prefix), since the mean of the whole row
+leaks the targets of causal training; attention is per user; the choice gets its gradient through the
+attention logits, and that gradient stays off the item vectors; noise in training only, against a learnable
+logit_scale; one softmax in the gate, with one bias an expert; frozen tables, scaled so that a row's norm is
+about 1; the mixture is capped at a share of the item vector's length; experts of one width start alike, so
+that their average means something.
+
+Dimension key: B batch, L positions, M interests, U units, Q queries a unit, K tokens, E experts, D width.
 """
 
-from functools import lru_cache
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from lexrec import registry
 from lexrec.data.batch import Batch, Places
 from lexrec.errors import ConfigError
+from lexrec.item_encoders._consensus import Consensus, groups
 from lexrec.item_encoders._expert import TokenExpert
+from lexrec.item_encoders._interest import Anchors, Interests, prefix_means
 from lexrec.item_encoders._mltfr_config import MltfrConfig
 from lexrec.item_encoders._table_options import prepared_tables
 from lexrec.item_encoders.base import Catalogue, Embedded, ExpertView, ItemEncoder, ScoringTable
-from lexrec.item_encoders.id_embedding import id_table, table_scoring
-
-
-class Interests(NamedTuple):
-    """What tokens are chosen by, and who asks for them."""
-
-    query_UQD: Tensor
-    interest_MD: Tensor
-    unit_U: Tensor | None
-    """Which interest each unit reads; None: unit u reads interest u."""
+from lexrec.tokens.table import TokenTable
 
 
 class Mltfr(ItemEncoder):
-    """Id embedding plus a gated mixture of token experts."""
+    """An item encoder's vectors plus a gated mixture of token experts."""
 
     config: MltfrConfig
 
     def __init__(self, config: MltfrConfig, catalogue: Catalogue) -> None:
         super().__init__()
-        if len(catalogue.tables) != len(config.tables):
-            raise ConfigError(f"mltfr: {len(config.tables)} tables named, {len(catalogue.tables)} given")
+        n_own, n_given = len(config.tables), len(catalogue.tables)
+        if n_given != len(config.table_names):
+            raise ConfigError(f"mltfr: {len(config.table_names)} tables named, {n_given} given")
         if catalogue.dim % config.n_heads:
             raise ConfigError(f"mltfr: n_heads {config.n_heads} does not divide model.dim {catalogue.dim}")
         self.config = config
-        self.causal = config.interest == "prefix"
+        inner = registry.load("item_encoders", config.items.name)  # type: ignore[attr-defined]
+        self.items: ItemEncoder = inner(config.items, replace(catalogue, tables=catalogue.tables[n_own:]))
+        self.causal = config.interest == "prefix" and self.items.causal
         self.n_items = catalogue.n_items
-        self.embedding = id_table(catalogue)
-        tables = prepared_tables(catalogue.tables, config)
+        self.anchors = Anchors(config.refresh) if config.refresh else None
+        tables = prepared_tables(catalogue.tables[:n_own], config)
         self.table_names = tuple(table.name for table in tables)
         self.experts = nn.ModuleList(TokenExpert(t.weight_VW, catalogue.dim, config) for t in tables)
         self.gate = nn.Linear(catalogue.dim, len(tables))
-        _init(self)
+        _init(self, [table.width for table in tables])
+        self.consensus = _consensus(config, tables, catalogue.dim)
 
     def lookup(self, item: Tensor) -> Tensor:
-        vector: Tensor = self.embedding(item)
-        return vector
+        return self.items.lookup(item)
 
     def scoring(self) -> ScoringTable:
-        return table_scoring(self.embedding, self.n_items)
+        return self.items.scoring()
 
     def forward(self, batch: Batch) -> Embedded:
-        e_BLD = self.lookup(batch.item_BL)
+        plain = self.items(batch)
+        e_BLD = plain.x_BLD
         asked, places = self._interests(batch, e_BLD)
         mixed_UQD = self._mix(asked)
-        mixed_BLD = mixed_UQD if places is None else places.unpack(mixed_UQD[:, 0])
+        mixed_BLD = mixed_UQD.view_as(e_BLD) if places is None else places.unpack(mixed_UQD[:, 0])
         # Backbones that mix positions freely would carry what stands at padding into the items.
         added_BLD = self._capped(mixed_BLD, e_BLD) * batch.is_item_BL[:, :, None]
-        if self.config.inject == "after_block0":
-            return Embedded(e_BLD, {}, added_BLD)
-        return Embedded(e_BLD + added_BLD, {})
+        if self.config.inject == "input":
+            return Embedded(e_BLD + added_BLD, plain.aux, plain.after_block0_BLD)
+        if plain.after_block0_BLD is not None:
+            added_BLD = added_BLD + plain.after_block0_BLD
+        return Embedded(e_BLD, plain.aux, added_BLD)
+
+    def averaged(self) -> list[str]:
+        """Names of the expert parameters that the consensus averages, as `experts.M.NAME`."""
+        return [
+            f"experts.{m}.{name}"
+            for consensus in self.consensus
+            for m in consensus.members  # type: ignore[union-attr]
+            for name, _ in consensus.named_parameters()
+        ]
+
+    def agree(self, first_round: "Mltfr", importance: Mapping[str, Tensor]) -> None:
+        """Set the consensus experts from the experts of Round 1.
+
+        Args:
+            first_round: the trained encoder; its tables are this one's.
+            importance: Fisher importance of each parameter of `averaged()`: its shape, or one number.
+        """
+        experts = list(first_round.experts)
+        weight_E: list[dict[str, Tensor]] = [{} for _ in experts]
+        for key, weight in importance.items():
+            _, m, name = key.split(".", 2)
+            weight_E[int(m)][name] = weight
+        for consensus in self.consensus:
+            consensus.agree(experts, weight_E)  # type: ignore[operator]
 
     def _mix(self, asked: Interests) -> Tensor:
+        """What the experts, and in Round 2 their consensus, add to each query (eq. 15)."""
         gate_UQE = self._gate(asked.query_UQD)
-        mixed_UQD = torch.zeros_like(asked.query_UQD)
+        mixed_UQD, chosen_E = torch.zeros_like(asked.query_UQD), []
         for m, expert in enumerate(self.experts):
-            out_UQD, _, _ = expert(*asked)
+            out_UQD, chosen, _ = expert(*asked)
             mixed_UQD = mixed_UQD + gate_UQE[..., m, None] * out_UQD
+            chosen_E.append(chosen)
+        for consensus in self.consensus:
+            assert self.config.consensus is not None
+            alpha = self.config.consensus.alpha / len(self.consensus)
+            mixed_UQD = mixed_UQD + alpha * consensus(asked, list(self.experts), chosen_E)
         return mixed_UQD
 
     def _capped(self, mixed_BLD: Tensor, e_BLD: Tensor) -> Tensor:
@@ -108,89 +144,95 @@ class Mltfr(ItemEncoder):
         return gate_UQE.softmax(dim=-1) if self.config.gate == "double_softmax" else gate_UQE
 
     def _interests(self, batch: Batch, e_BLD: Tensor) -> tuple[Interests, Places | None]:
+        mean_BLD = prefix_means(batch, e_BLD, self.mask_index)
         if self.config.interest == "sequence":
-            return Interests(e_BLD, self._prefix_means(batch, e_BLD)[:, -1], None), None
+            return self._whole_rows(e_BLD, mean_BLD[:, -1]), None
         places = Places.of(batch)
-        e_ND, interest_ND = places.pack(e_BLD), places.pack(self._prefix_means(batch, e_BLD))
-        if not self.config.refresh:
+        e_ND, interest_ND = places.pack(e_BLD), places.pack(mean_BLD)
+        if self.anchors is None:
             return Interests(e_ND[:, None], interest_ND, None), places
-        order_BL = batch.is_item_BL.cumsum(1)
-        unit_N, interest_MD = self._anchored(places, order_BL, interest_ND)
+        unit_N, interest_MD = self.anchors(places, batch, interest_ND)
         return Interests(e_ND[:, None], interest_MD, unit_N), places
 
-    def _prefix_means(self, batch: Batch, e_BLD: Tensor) -> Tensor:
-        """Mean item vector of each prefix; [MASK] counts only where nothing else has come yet."""
-        is_item_BL1 = batch.is_item_BL[..., None]
-        is_known_BL1 = is_item_BL1 & (batch.item_BL != self.mask_index)[..., None]
-        n_known_BL1 = is_known_BL1.cumsum(1)
-        known_BLD = (e_BLD * is_known_BL1).cumsum(1) / n_known_BL1.clamp(min=1)
-        any_BLD = (e_BLD * is_item_BL1).cumsum(1) / is_item_BL1.cumsum(1).clamp(min=1)
-        return torch.where(n_known_BL1 > 0, known_BLD, any_BLD)
-
-    def _anchored(self, places: Places, order_BL: Tensor, interest_ND: Tensor) -> tuple[Tensor, Tensor]:
-        """Interests at anchors only, and for each slot the latest anchor of its row.
-
-        Slots stand in row order and every row's first item is an anchor, so a prefix sum never crosses rows.
-        """
-        order_N = places.pack(order_BL[..., None])[:, 0]
-        is_anchor_N = _anchors(places.length, self.config.refresh, order_N.device)[order_N]
-        unit_N = (is_anchor_N.cumsum(0) - 1).clamp(min=0)
-        # On a GPU the shape must not depend on the data; elsewhere only real anchors are computed.
-        N = len(order_N)
-        M = N if order_N.is_cuda else max(int(is_anchor_N.sum()), 1)
-        place_N = torch.where(is_anchor_N, unit_N, M)
-        interest_MD = interest_ND.new_zeros(M + 1, interest_ND.shape[1])
-        return unit_N, interest_MD.index_copy(0, place_N, interest_ND)[:M]
-
-    def _newest_interest(self, batch: Batch, e_BLD: Tensor) -> Tensor:
-        """What the newest position chooses by: its own prefix, or that of the latest anchor."""
-        mean_BLD = self._prefix_means(batch, e_BLD)
-        if not self.config.refresh:
-            return mean_BLD[:, -1]
-        B, L = batch.item_BL.shape
-        is_anchor = _anchors(L, self.config.refresh, e_BLD.device)
-        anchor_of_length = (is_anchor * torch.arange(L + 1, device=e_BLD.device)).cummax(0).values
-        length_B = batch.is_item_BL.sum(1)
-        place_B = L - 1 - (length_B - anchor_of_length[length_B])
-        return mean_BLD[torch.arange(B, device=e_BLD.device), place_B]
+    def _whole_rows(self, query_BQD: Tensor, interest_BD: Tensor) -> Interests:
+        """One unit a row, or one for all rows where they pool their tokens."""
+        if self.config.pool == "batch":
+            query_BQD = query_BQD.flatten(0, 1)[None]
+        return Interests(query_BQD, interest_BD, None)
 
     def freeze(self) -> None:
+        self.items.freeze()
         for expert in self.experts:
             expert.freeze()  # type: ignore[operator]
 
     def thaw(self) -> None:
+        self.items.thaw()
         for expert in self.experts:
             expert.thaw()  # type: ignore[operator]
 
     @torch.no_grad()
     def inspect(self, batch: Batch) -> list[ExpertView]:
-        e_BLD = self.lookup(batch.item_BL)
-        interest_BD = self._newest_interest(batch, e_BLD)
+        e_BLD = self.items(batch).x_BLD
+        mean_BLD = prefix_means(batch, e_BLD, self.mask_index)
+        interest_BD = mean_BLD[:, -1] if self.anchors is None else self.anchors.newest(batch, mean_BLD)
         query_B1D = e_BLD[:, -1:]
         gate_BE = self._gate(query_B1D)[:, 0]
+        asked = self._whole_rows(query_B1D, interest_BD)
         views = []
         for m, expert in enumerate(self.experts):
-            _, chosen, attention_BHQK = expert(query_B1D, interest_BD, None)
-            weight_BK = attention_BHQK[:, :, 0].mean(1)
-            views.append(ExpertView(self.table_names[m], gate_BE[:, m], chosen.token_MK, weight_BK))
-        return views
+            _, chosen, attention_UHQK = expert(*asked)
+            weight_BK = attention_UHQK.mean(1).flatten(0, 1)
+            token_BK = chosen.token_MK.expand_as(weight_BK)
+            views.append(ExpertView(self.table_names[m], gate_BE[:, m], token_BK, weight_BK))
+        return [*views, *self.items.inspect(batch)]
 
 
-@lru_cache(maxsize=8)
-def _anchors(n: int, refresh: float, device: torch.device) -> Tensor:
-    """True at prefix lengths where tokens are chosen anew: each at least (1 + refresh) times the last."""
-    is_anchor = torch.zeros(n + 1, dtype=torch.bool)
-    length = 1
-    while length <= n:
-        is_anchor[length] = True
-        length = max(length + 1, int(length * (1 + refresh)))
-    return is_anchor.to(device)
-
-
-def _init(encoder: Mltfr) -> None:
+def _init(encoder: Mltfr, width_E: Sequence[int]) -> None:
     """Linear weights from N(0, .02): the mixture starts smaller than the item vectors. Biases zero."""
+    if encoder.config.init == "torch":
+        return
     for part in (*encoder.experts, encoder.gate):
         for module in part.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+    if encoder.config.init == "shared":
+        # The average of independent starts keeps only a fifth of what an expert's output varies.
+        for first, *others in groups(width_E):
+            for other in others:
+                _copy_weights(encoder.experts[first], encoder.experts[other])
+
+
+@torch.no_grad()
+def _copy_weights(source: nn.Module, target: nn.Module) -> None:
+    given = dict(source.named_parameters())
+    for name, parameter in target.named_parameters():
+        if name != "table_VW":
+            parameter.copy_(given[name])
+
+
+def _consensus(config: MltfrConfig, tables: Sequence[TokenTable], dim: int) -> nn.ModuleList:
+    """One consensus expert for each width that at least two tables share; none in Round 1.
+
+    Raises:
+        ConfigError: no two tables are equally wide, or their rows cannot be averaged.
+    """
+    if config.consensus is None:
+        return nn.ModuleList()
+    widths = [table.width for table in tables]
+    found = groups(widths)
+    if not found:
+        raise ConfigError(
+            f"mltfr: a consensus needs two tables of one width, these have {', '.join(map(str, widths))}; "
+            f"item_encoder.pca={min(widths)} makes them alike, "
+            "rounds=null item_encoder.consensus=null trains without one"
+        )
+    if config.consensus.source == "mean" and any(table.n_tokens < config.k for table in tables):
+        raise ConfigError(
+            f"mltfr: consensus.source=mean pairs the k-th choices, and a table has fewer than {config.k} "
+            "tokens; use consensus.source=concat or a smaller item_encoder.k"
+        )
+    return nn.ModuleList(
+        Consensus(members, widths[members[0]], dim, config, config.consensus) for members in found
+    )

@@ -131,16 +131,16 @@ def expert_by_hand(expert: TokenExpert, query_D: Tensor, interest_D: Tensor) -> 
         if config.estimator == "release":
             row_weight = row_weight / row_weight[chosen].sum()
     rows = row_weight[:, None] * table
-    q = expert.query.weight @ query_D + expert.query.bias
-    keys = rows @ expert.key.weight.T + expert.key.bias
-    values = rows @ expert.value.weight.T + expert.value.bias
+    q = expert.attention.query.weight @ query_D + expert.attention.query.bias
+    keys = rows @ expert.attention.key.weight.T + expert.attention.key.bias
+    values = rows @ expert.attention.value.weight.T + expert.attention.value.bias
     width = len(q) // config.n_heads
     heads = []
     for h in range(config.n_heads):
         at = slice(h * width, (h + 1) * width)
         logits = keys[chosen][:, at] @ q[at] / math.sqrt(width) + bias[chosen]
         heads.append(logits.softmax(0) @ values[chosen][:, at])
-    return expert.out.weight @ torch.cat(heads) + expert.out.bias
+    return expert.attention.out.weight @ torch.cat(heads) + expert.attention.out.bias
 
 
 @pytest.mark.parametrize("estimator", ["log_bias", "paper", "release"])
@@ -175,7 +175,7 @@ def test_the_releases_single_token_trains_no_filter() -> None:
     out_N1D, _, _ = expert(torch.randn(4, 1, 8), torch.randn(4, 8), None)
     out_N1D.square().sum().backward()
     assert expert.align.weight.grad is not None
-    assert expert.align.weight.grad.abs().max() < 1e-7 * expert.value.weight.grad.abs().max()
+    assert expert.align.weight.grad.abs().max() < 1e-7 * expert.attention.value.weight.grad.abs().max()
 
 
 @pytest.mark.parametrize(
@@ -184,8 +184,7 @@ def test_the_releases_single_token_trains_no_filter() -> None:
 )
 def test_parameter_counts_are_the_papers(width: int, attention: int, whole: int) -> None:
     expert = TokenExpert(torch.zeros(100, width), 64, MltfrConfig(tables=("a",)))
-    parts = (expert.query, expert.key, expert.value, expert.out)
-    assert sum(p.numel() for part in parts for p in part.parameters()) == attention
+    assert sum(p.numel() for p in expert.attention.parameters()) == attention
     logit_scale = 1
     assert sum(p.numel() for p in expert.parameters()) == whole + logit_scale
     assert sum(p.numel() for p in components.build_encoder("mltfr").gate.parameters()) == (32 + 1) * 2

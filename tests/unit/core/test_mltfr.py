@@ -9,9 +9,10 @@ from torch.testing import assert_close
 
 from lexrec.data.batch import Batch, collate
 from lexrec.errors import ConfigError
+from lexrec.item_encoders._interest import anchor_lengths, prefix_means
 from lexrec.item_encoders._mltfr_config import MltfrConfig
 from lexrec.item_encoders.base import Catalogue
-from lexrec.item_encoders.mltfr import Mltfr, _anchors
+from lexrec.item_encoders.mltfr import Mltfr
 from tests import components
 from tests.components import MAX_LEN, N_ITEMS, packed, ragged
 
@@ -52,7 +53,7 @@ def test_the_mask_is_no_interest_unless_nothing_else_is_known() -> None:
     mask = N_ITEMS + 1
     batch = collate([[4, mask, 7, mask], [mask, mask]], 4)
     e_BLD = built.lookup(batch.item_BL)
-    mean_BLD = built._prefix_means(batch, e_BLD)
+    mean_BLD = prefix_means(batch, e_BLD, built.mask_index)
     four, seven, masked = (built.lookup(torch.tensor(i)) for i in (4, 7, mask))
     assert_close(mean_BLD[0], torch.stack([four, four, (four + seven) / 2, (four + seven) / 2]))
     assert_close(mean_BLD[1, 2:], torch.stack([masked, masked]))
@@ -67,7 +68,7 @@ def test_the_mask_is_no_interest_unless_nothing_else_is_known() -> None:
     ],
 )
 def test_anchors_grow_with_the_prefix(refresh: float, expected: list[int]) -> None:
-    assert _anchors(10, refresh, torch.device("cpu")).nonzero()[:, 0].tolist() == expected
+    assert anchor_lengths(10, refresh) == expected
 
 
 def test_between_anchors_the_last_choice_holds() -> None:
@@ -105,13 +106,13 @@ def test_the_mixture_is_no_longer_than_its_cap() -> None:
     loud = encoder(cap=0.3)
     with torch.no_grad():
         for expert in loud.experts:
-            expert.out.bias.fill_(5.0)
+            expert.attention.out.bias.fill_(5.0)
     length_BL = added(loud, batch).norm(dim=-1)
     item_length_BL = loud.lookup(batch.item_BL).norm(dim=-1)
     assert_close(length_BL[batch.is_item_BL], 0.3 * item_length_BL[batch.is_item_BL])
     with torch.no_grad():
         for expert in loud.experts:
-            expert.out.bias.zero_()
+            expert.attention.out.bias.zero_()
     assert_close(added(loud, batch), added(encoder(cap=None), batch))
 
 
@@ -124,7 +125,7 @@ def test_the_gate_weighs_the_experts() -> None:
     assert [v.table for v in view] == ["a+scaled", "b+scaled"]
     assert_close(view[0].gate_B, torch.ones(4))
     with torch.no_grad():
-        built.experts[1].out.bias.fill_(100.0)
+        built.experts[1].attention.out.bias.fill_(100.0)
     assert added(built, batch).abs().max() < 1
 
 
@@ -263,7 +264,7 @@ def test_what_changes_the_weights_drops_the_constants() -> None:
     assert built.double()(batch).x_BLD.dtype == torch.float64
     built.freeze()
     built.train()
-    assert all(expert._constants is None for expert in built.experts)
+    assert all(expert._projected is None and expert._aligned_VD is None for expert in built.experts)
 
 
 def test_heads_that_do_not_divide_the_width_are_refused() -> None:
