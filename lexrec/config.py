@@ -79,10 +79,37 @@ class TrainConfig(Config):
     """Epochs between two validations."""
     metric: str = Field("ndcg@10", pattern=r"^(hr|ndcg|mrr|recall)@[1-9][0-9]*$")
     """Validation metric that picks the best epoch, larger is better."""
+    select_on: Literal["validation", "test"] = "validation"
+    """What that metric is measured on. test flatters the test result; some papers do it, and every result
+    of such a run says so."""
     seed: int = Field(42, ge=0)
     """Seed of weights, shuffling, negatives and dropout."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the forward pass; auto is bf16 on a GPU and fp32 on a CPU."""
+
+
+class FisherConfig(Config):
+    """How important each expert's parameters were to Round 1: the weights of their average (eq. 13-14)."""
+
+    kind: Literal["scalar", "diag"] = "scalar"
+    """scalar: one number an expert, the mean over its parameters; diag: one number a parameter."""
+    labels: Literal["model", "data"] = "model"
+    """Whose answers the gradients explain: drawn from the model's own prediction, or those of the data."""
+    gradients: Literal["sample", "batch"] = "sample"
+    """sample: squared gradients of single samples, dropout and noise off; batch: of whole batches, both on
+    (the release)."""
+    n_samples: int = Field(1024, ge=1)
+    """Training samples they are averaged over."""
+
+
+class RoundsConfig(Config):
+    """Training in two rounds: the first finds what the consensus expert of the second is made of."""
+
+    max_epochs: int = Field(20, ge=1)
+    """Most epochs of Round 1; `train` holds for the rest of it, and for Round 2."""
+    start: Literal["continue", "restart"] = "continue"
+    """Where Round 2 starts: at Round 1's best weights (the paper), or anew with the consensus alone kept."""
+    fisher: FisherConfig = FisherConfig()
 
 
 class RunConfig(Config):
@@ -92,11 +119,27 @@ class RunConfig(Config):
     item_encoder: SerializeAsAny[Config]
     objective: SerializeAsAny[Config]
     train: TrainConfig = TrainConfig()
+    rounds: RoundsConfig | None = None
+    """Two rounds of training, for an item encoder with a `consensus`; null: one."""
 
     @field_validator("model", "item_encoder", "objective", mode="before")
     @classmethod
     def _by_name(cls, section: Any, info: ValidationInfo) -> Any:
         return component_config(info.field_name or "", section)
+
+    @model_validator(mode="after")
+    def _rounds_fit(self) -> "RunConfig":
+        has_consensus = getattr(self.item_encoder, "consensus", None) is not None
+        if has_consensus and self.rounds is None:
+            raise ValueError(
+                "item_encoder.consensus is made in Round 1; add rounds={}, or set item_encoder.consensus=null"
+            )
+        if self.rounds is not None and not has_consensus:
+            raise ValueError(
+                "rounds makes an item encoder's consensus, and this one has none; "
+                "add item_encoder.consensus={} (mltfr), or set rounds=null"
+            )
+        return self
 
 
 class BaselineConfig(Config):
