@@ -48,7 +48,7 @@ class Trainer:
         self.runner = build_runner(Update(step, self.optimizer, self.generator, self.config), self.epoch)
         self.watch = LossWatch(run.path, self.epoch)
         self._kept: list[Asked] | None = None
-        self.has_validation = bool((dataset.validation_end_U > dataset.train_end_U).any())
+        self.has_validation = len(evaluation_events(dataset, self.config.select_on)) > 0
 
     @property
     def n_steps(self) -> int:
@@ -86,7 +86,7 @@ class Trainer:
         self.samples.fill(self.epoch, seed=self.config.seed, number=at.epoch)
         with self.runner.epoch(at.batch):
             for i in range(at.batch, len(self.epoch)):
-                set_lr(self.optimizer, self.config, at.step)
+                set_lr(self.optimizer, self.config, at.step, self.n_steps)
                 loss = self.runner.run(i)
                 at.step, at.batch = at.step + 1, i + 1
                 self.watch.see(at.step, loss, i)
@@ -119,13 +119,14 @@ class Trainer:
         k = int(self.config.metric.partition("@")[2])
         scorer = ModelScorer(self.step.model)
         settings = EvaluationConfig(k=(k,))
-        return evaluate(scorer, self.dataset, settings, split="validation", light=self._asked()).metrics
+        split = self.config.select_on
+        return evaluate(scorer, self.dataset, settings, split=split, light=self._asked()).metrics
 
     def _asked(self) -> list[Asked]:
         """The validation events, on the device where they fit: they are the same after every epoch."""
         if self._kept is None:
             model = self.step.model
-            events = evaluation_events(self.dataset, "validation")
+            events = evaluation_events(self.dataset, self.config.select_on)
             trims = model.layout == "packed"
             all_asked = batches(self.dataset, events, _VALIDATED_AT_ONCE, model.max_len, trims=trims)
             fits = len(events) * model.max_len < _KEPT_PLACES

@@ -8,6 +8,9 @@ from torch import nn
 
 from lexrec.config import TrainConfig
 
+_RATE = "lr_on_host"
+"""Key of a parameter group: the rate it was given last, as a number."""
+
 
 def build_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """AdamW over everything trainable; with weight_decay 0 it is Adam. One kernel a step on a GPU."""
@@ -47,10 +50,14 @@ def set_lr(
     """
     lr = config.lr * _share_of_peak(config, step, n_steps)
     for group in optimizer.param_groups:
+        # To fill a tensor is to launch a kernel, and to read it back is to wait: what it holds is kept here.
+        if group.get(_RATE) == lr:
+            continue
         if isinstance(group["lr"], torch.Tensor):
             group["lr"].fill_(lr)
         else:
             group["lr"] = lr
+        group[_RATE] = lr
 
 
 def _share_of_peak(config: TrainConfig, step: int, n_steps: int | None) -> float:

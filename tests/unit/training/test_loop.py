@@ -1,6 +1,7 @@
 """The loop: stopping anywhere and going on gives the same run; early stopping; warm-up; what is tracked."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -75,11 +76,14 @@ def log_without_seconds(run: Path) -> list[dict[str, object]]:
     return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
 
 
-@pytest.mark.parametrize("stop_at", [1, 6, 7, 12])
+@pytest.mark.parametrize(
+    ("stop_at", "options"),
+    [(1, {}), (6, {}), (7, {}), (12, {}), (7, {"schedule": "cosine", "warmup_steps": 2})],
+)
 def test_a_run_stopped_within_an_epoch_goes_on_bit_exactly(
-    stop_at: int, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stop_at: int, options: dict[str, object], data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = small()
+    config = small(**options)
     whole = trainer(config, data, tmp_path / "whole")
     at = whole.fit([])
     monkeypatch.setattr(loop, "_CHECKPOINT_SECONDS", 0.0)
@@ -171,6 +175,14 @@ def test_warm_up_rises_to_the_peak_and_stays() -> None:
         set_lr(optimizer, config, step)
         rates.append(optimizer.param_groups[0]["lr"])
     assert rates == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1])
+
+
+def test_a_cosine_falls_until_the_last_step_of_the_longest_run(data: Dataset, tmp_path: Path) -> None:
+    one = trainer(small(lr=0.1, schedule="cosine"), data, tmp_path / "run")
+    at = one.fit([])
+    assert at.step == one.n_steps == 12
+    left = 0.5 * (1 + math.cos(math.pi * 11 / 12))
+    assert one.optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * left)
 
 
 def test_frozen_parameters_are_not_optimised() -> None:

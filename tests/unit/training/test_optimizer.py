@@ -74,6 +74,23 @@ def test_a_rate_that_is_a_tensor_stays_that_tensor() -> None:
     assert held.item() == pytest.approx(0.5)
 
 
+def test_a_rate_that_stays_is_not_written_again() -> None:
+    """Writing to a tensor on a GPU is a kernel launch, each step."""
+    config = TrainConfig(lr=1.0, warmup_steps=3)
+    optimizer = torch.optim.AdamW(torch.nn.Linear(1, 1).parameters(), lr=torch.tensor(0.5), capturable=False)
+    versions, seen = [], []
+    for step in range(6):
+        set_lr(optimizer, config, step)
+        rate = optimizer.param_groups[0]["lr"]
+        versions.append(rate._version)
+        seen.append(round(rate.item(), 4))
+    assert seen == [0.3333, 0.6667, 1, 1, 1, 1]
+    assert versions == [1, 2, 3, 3, 3, 3]
+    optimizer.load_state_dict(optimizer.state_dict())
+    set_lr(optimizer, config, 0)
+    assert optimizer.param_groups[0]["lr"].item() == pytest.approx(1 / 3)
+
+
 def test_a_cosine_recipe_trains_with_the_rates_it_names() -> None:
     config = load_recipe("id_decoder")
     assert isinstance(config, RunConfig)
