@@ -4,7 +4,7 @@
         --arm "plain: sasrec" --arm "wide: sasrec model.dim=128"
 
 Each arm is `NAME: RECIPE key=value ...`, where {seed} stands for the run's seed. One JSON line a run: arm,
-seed, best epoch, seconds, test metrics; then one line an arm with mean and standard deviation over seeds.
+seed, best epoch, seconds, test metrics, the same under the S3-Rec family's seen rule; then one line an arm with mean and standard deviation over seeds.
 Full ranking, seen items removed, ties at half a place, best epoch by validation.
 """
 
@@ -48,7 +48,7 @@ def main() -> None:
 
 def _one(arm: str, data: str, seed: int, device: str) -> dict[str, object]:
     from lexrec.data.dataset import Dataset
-    from lexrec.evaluation.evaluate import evaluate
+    from lexrec.evaluation.evaluate import EvaluationConfig, evaluate
     from lexrec.training.train import train
 
     name, _, words = arm.partition(":")
@@ -64,11 +64,16 @@ def _one(arm: str, data: str, seed: int, device: str) -> dict[str, object]:
             device=device,
             track=(),
         )
-        tested = evaluate(run.scorer("cuda" if device == "auto" else device), dataset, light=True)
+        scorer = run.scorer("cuda" if device == "auto" else device)
+        tested = evaluate(scorer, dataset, light=True)
+        zero = evaluate(scorer, dataset, EvaluationConfig(seen="zero"), light=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    metrics = {key: round(tested.metrics[key], 5) for key in SHOWN}
-    return {"arm": name, "recipe": words.strip(), "seed": seed, **run.summary, "metrics": metrics}
+    found = {
+        "metrics": {key: round(tested.metrics[key], 5) for key in SHOWN},
+        "metrics_if_seen_scores_zero": {key: round(zero.metrics[key], 5) for key in SHOWN},
+    }
+    return {"arm": name, "recipe": words.strip(), "seed": seed, **run.summary, **found}
 
 
 def _spawn(arm: str, seed: int, data: str, device: str) -> dict[str, object]:
