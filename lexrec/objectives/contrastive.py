@@ -44,6 +44,8 @@ class ContrastiveConfig(LossConfig):
     """Share of the items that is hidden (gamma)."""
     reorder: float = Field(0.6, ge=0, le=1)
     """Share of the items that is shuffled (beta)."""
+    allow_leak: bool = False
+    """As in next_item: train a model whose earlier positions see later ones all the same."""
 
 
 class Contrastive(Objective):
@@ -58,7 +60,7 @@ class Contrastive(Objective):
         self.config = config
         self.mask_index = n_items + 1
         shared = {key: getattr(config, key) for key in LossConfig.model_fields}
-        self.main = NextItem(NextItemConfig(**shared), n_items)
+        self.main = NextItem(NextItemConfig(allow_leak=config.allow_leak, **shared), n_items)
 
     def check(self, model: SequenceModel) -> None:
         self.main.check(model)

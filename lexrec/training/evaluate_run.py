@@ -62,7 +62,7 @@ def _selected_on(run: RunDir) -> SelectedOn:
     """What picked the weights: a baseline and a run without validation events take what they end with."""
     if not isinstance(run.config, RunConfig):
         return "nothing"
-    return "nothing" if run.summary[run.config.train.metric] is None else "validation"
+    return "nothing" if run.summary[run.config.train.metric] is None else run.config.train.select_on
 
 
 def _keep(result: Evaluation, folder: Path) -> None:

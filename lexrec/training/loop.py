@@ -48,7 +48,10 @@ class Trainer:
         self.runner = build_runner(Update(step, self.optimizer, self.generator, self.config), self.epoch)
         self.watch = LossWatch(run.path, self.epoch)
         self._kept: list[Asked] | None = None
-        self.has_validation = len(evaluation_events(dataset, self.config.select_on)) > 0
+        first_U, last_U = dataset.train_end_U, dataset.validation_end_U
+        if self.config.select_on == "test":
+            first_U, last_U = last_U, dataset.offset_U[1:]
+        self.has_validation = bool((last_U > first_U).any())
 
     @property
     def n_steps(self) -> int:
