@@ -274,8 +274,9 @@ def _check(model: IdDecoder) -> None:
 
 
 def _refused(config: IdDecoderConfig, error: Exception) -> ConfigError:
-    why = " ".join(str(error).split())[:200]
+    why = " ".join(str(error).split())[:120]
+    eager = "model.attention=eager, or " if config.attention == "sdpa" else ""
     return ConfigError(
-        f"id_decoder: family {config.family!r} with attention={config.attention} does not run: {why}; "
-        "decoders such as llama, qwen3 and gemma3_text do"
+        f"id_decoder: family {config.family!r} with attention={config.attention} does not run: {why} ...; "
+        f"try {eager}a decoder such as llama, qwen3 or gemma3_text"
     )
