@@ -24,7 +24,11 @@ _PUBLIC = {
     "load_table": "lexrec.tokens.catalogue",
     "train": "lexrec.training.train",
     "evaluate": "lexrec.training.evaluate_run",
+    "compare": "lexrec.compare.compare",
+    "CompareConfig": "lexrec.compare.settings",
     "EvaluationConfig": "lexrec.evaluation.evaluate",
+    "compare": "lexrec.compare.compare",
+    "CompareConfig": "lexrec.compare.settings",
     "Recommender": "lexrec.serving.recommender",
     "Session": "lexrec.serving.session",
 }

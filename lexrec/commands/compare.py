@@ -1,0 +1,135 @@
+"""`lexrec compare ARM [ARM ...] --data DIR --out DIR [--seeds N]`."""
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from lexrec.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lexrec.compare.report import Comparison
+
+HELP = "train several recipes with several seeds and say which differences are more than luck"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arms, places, seeds, rules."""
+    parser.add_argument(
+        "arms",
+        nargs="+",
+        metavar="ARM",
+        help="a recipe's name, a YAML file, or 'NAME: RECIPE key=value ...' ({seed} is the run's seed)",
+    )
+    parser.add_argument("--data", required=True, metavar="DIR", help="a prepared data set")
+    parser.add_argument("--out", required=True, metavar="DIR", help="runs and report; goes on where it ended")
+    parser.add_argument("--seeds", type=int, default=10, help="runs of each arm; 10 (default) for a verdict")
+    parser.add_argument("--metric", default="ndcg@10", help="the one metric that is tested (ndcg@10)")
+    parser.add_argument(
+        "--pairs", choices=["first", "all"], default="first", help="test all against the first, or every pair"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="key=value", help="for every trained arm"
+    )
+    parser.add_argument("--split", choices=["test", "validation"], default="test", help="default: test")
+    parser.add_argument("--k", default="5,10,20", metavar="K,K", help="lengths of the lists (5,10,20)")
+    parser.add_argument("--seen", choices=["remove", "keep", "zero"], default="remove", help="seen items")
+    parser.add_argument("--candidates", choices=["all", "train"], default="all", help="items that compete")
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs side by side (4 a GPU; a core each)")
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
+    parser.add_argument("--drop-weights", action="store_true", help="keep ranks and metrics, no weights")
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compare, and print the report; 2 if a run failed."""
+    from lexrec.compare.compare import compare
+
+    if args.jobs is not None and args.jobs < 1:
+        raise ConfigError(f"--jobs {args.jobs}: at least 1 run at a time")
+    report = compare(
+        args.arms,
+        data=args.data,
+        out=args.out,
+        settings=_settings(args),
+        device=args.device,
+        jobs=args.jobs,
+        say=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    if args.json:
+        print(json.dumps(report.json()))
+    else:
+        _print(report, args.metric)
+    return 2 if any(arm["failed"] for arm in report.arms.values()) else 0
+
+
+def _settings(args: argparse.Namespace) -> Any:
+    from pydantic import ValidationError
+
+    from lexrec.compare.settings import CompareConfig
+
+    try:
+        return CompareConfig(
+            seeds=args.seeds,
+            metric=args.metric,
+            pairs=args.pairs,
+            changes=tuple(args.set),
+            split=args.split,
+            k=tuple(int(k) for k in args.k.split(",")),
+            seen=args.seen,
+            candidates=args.candidates,
+            keep_weights=not args.drop_weights,
+        )
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(map(str, problem["loc"]))
+        raise ConfigError(f"--{key} {problem['input']!r}: {problem['msg'].lower()}") from error
+    except ValueError as error:
+        raise ConfigError(f"--k {args.k!r}; give whole numbers such as 5,10,20") from error
+
+
+def _print(report: "Comparison", metric: str) -> None:
+    from lexrec.commands._print import print_table
+
+    rows = [_arm_row(name, arm, metric) for name, arm in report.arms.items()]
+    header = ["", "runs", metric, "sd", "95 % interval", "hr@10", "parameters", "GFLOP/epoch", "s"]
+    print_table("", header, rows)
+    rows = [_pair_row(pair) for pair in report.pairs]
+    print_table(
+        "", [f"{metric}:", "against", "difference", "95 % interval", "g", "p", "p Holm"], rows, left=2
+    )
+    print(report.verdict)
+
+
+def _arm_row(name: str, arm: dict[str, Any], metric: str) -> list[str]:
+    found, flops = arm["metrics"].get(metric), arm.get("flops")
+    if found is None:
+        return [name, "0", "failed", "", "", "", "", "", ""]
+    low, high = found["interval"]
+    hits = arm["metrics"].get("hr@10")
+    return [
+        name,
+        str(len(found["values"])),
+        f"{found['mean']:.4f}",
+        "" if found["std"] is None else f"{found['std']:.4f}",
+        f"{low:.4f} {high:.4f}",
+        "" if hits is None else f"{hits['mean']:.4f}",
+        f"{arm['parameters']:,}" if "parameters" in arm else "",
+        f"{flops['epoch'] / 1e9:,.1f}" if flops else "",
+        f"{arm['seconds']:.1f}" if "seconds" in arm else "",
+    ]
+
+
+def _pair_row(pair: dict[str, Any]) -> list[str]:
+    base = pair["mean_a"] or 1.0
+    low, high = pair["interval"]
+    g, p, p_holm = pair["hedges_g"], pair["p"], pair["p_holm"]
+    return [
+        pair["b"],
+        pair["a"],
+        f"{100 * pair['difference'] / base:+.1f} %",
+        f"{100 * low / base:+.1f} {100 * high / base:+.1f}",
+        "" if g is None else f"{g:+.2f}",
+        "" if p is None else f"{p:.2g}",
+        "" if p_holm is None else f"{p_holm:.2g}",
+    ]

@@ -1,0 +1,66 @@
+"""One run in a process of its own: `python -m lexrec.compare._worker`, the task on the first line of stdin.
+
+Standard input stays open as long as the comparison lives. When it ends, so does this process: a run that
+nobody waits for must not write into a folder that the next comparison continues.
+"""
+
+import json
+import os
+import shutil
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from lexrec.config import RunConfig, run_config
+from lexrec.errors import LexrecError, RunError
+
+
+def main() -> int:
+    """Train, measure, count; returns the exit code."""
+    task: dict[str, Any] = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    # As `lexrec` itself does: a component `module:Class` may lie where the command is run.
+    sys.path.append(str(Path.cwd()))
+    try:
+        work(task)
+    except LexrecError as error:
+        print(f"lexrec: error: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    return 0
+
+
+def work(task: dict[str, Any]) -> None:
+    """Do what of the task is not done yet."""
+    from lexrec.data.dataset import Dataset
+    from lexrec.evaluation.evaluate import EvaluationConfig
+    from lexrec.run_dir import write_json
+    from lexrec.training.evaluate_run import evaluate, place
+    from lexrec.training.train import train
+
+    dataset = Dataset.load(task["data"])
+    config = run_config(task["config"], source="compare")
+    run = train(config, data=dataset, out=task["out"], device=task["device"], resume=True, track=())
+    settings = EvaluationConfig.model_validate(task["evaluation"])
+    if not (place(run, task["split"], settings) / "metrics.json").is_file():
+        if not (run.path / "checkpoints").is_dir():
+            raise RunError(
+                f"{run.path} was measured under other rules and its weights were not kept; "
+                "measure under these rules with another --out"
+            )
+        evaluate(run, split=task["split"], settings=settings, data=task["data"], device=task["device"])
+    if not task["keep_weights"]:
+        shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
+    if task["flops"] and isinstance(config, RunConfig):
+        from lexrec.compare.flops import count_flops
+
+        write_json(Path(task["flops"]), count_flops(config, dataset))
+
+
+def _end_with_parent() -> None:
+    sys.stdin.read()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""Runs side by side, each in a process of its own, so that one that fails takes no other with it."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+_LOOK_SECONDS = 0.05
+
+
+class Task(NamedTuple):
+    """What one process does."""
+
+    name: str
+    """For messages, such as "sasrec seed 3"."""
+    order: dict[str, Any]
+    """What the worker is told; its device is added when a slot is free."""
+    log: Path
+    """Where its standard error goes."""
+
+
+class Ended(NamedTuple):
+    """A task that is over."""
+
+    task: Task
+    error: str | None
+    """One line on what went wrong; None if it succeeded."""
+
+
+def side_by_side(tasks: Sequence[Task], devices: Sequence[str]) -> Iterator[Ended]:
+    """Work through the tasks, one at a time on each entry of `devices`; yields each as it ends.
+
+    Stopping the iteration, an interrupt included, ends the processes that are still running.
+    """
+    waiting, free = deque(tasks), deque(devices)
+    running: list[tuple[Task, str, subprocess.Popen[bytes]]] = []
+    try:
+        while waiting or running:
+            while waiting and free:
+                task, device = waiting.popleft(), free.popleft()
+                running.append((task, device, _start(task, device, len(devices))))
+            for entry in [entry for entry in running if entry[2].poll() is not None]:
+                running.remove(entry)
+                task, device, process = entry
+                free.append(device)
+                _close(process)
+                yield Ended(task, _error(task, process.returncode))
+            time.sleep(_LOOK_SECONDS)
+    finally:
+        for _, _, process in running:
+            process.kill()
+            _close(process)
+
+
+def n_threads(n_processes: int) -> int:
+    """Threads for each of several processes that share this machine."""
+    return max(1, (os.cpu_count() or 1) // n_processes)
+
+
+def _start(task: Task, device: str, n_processes: int) -> "subprocess.Popen[bytes]":
+    task.log.parent.mkdir(parents=True, exist_ok=True)
+    here = {
+        # The worker imports what this process would, from the same places.
+        "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
+        "OMP_NUM_THREADS": str(n_threads(n_processes)),
+        # Threads that wait must not take the cores of the other processes.
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }
+    with task.log.open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "lexrec.compare._worker"],
+            env={**here, **os.environ, "PYTHONPATH": here["PYTHONPATH"]},
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+        )
+    assert process.stdin is not None
+    # One that died at once says why by its exit code and its log.
+    with suppress(BrokenPipeError):
+        process.stdin.write(json.dumps({**task.order, "device": device}).encode() + b"\n")
+        process.stdin.flush()
+    return process
+
+
+def _close(process: "subprocess.Popen[bytes]") -> None:
+    process.wait()
+    if process.stdin is not None:
+        with suppress(BrokenPipeError):
+            process.stdin.close()
+
+
+def _error(task: Task, code: int) -> str | None:
+    if code == 0:
+        return None
+    if code < 0:
+        return f"killed by signal {-code}; see {task.log}"
+    lines = task.log.read_text(encoding="utf-8", errors="replace").split("\n")
+    said = [line.strip() for line in lines if line.strip()]
+    return said[-1].removeprefix("lexrec: error: ") if said else f"exit code {code}"
