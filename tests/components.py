@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import pyarrow as pa
 import torch
 
 from lexrec import registry
@@ -29,13 +30,20 @@ def tables() -> tuple[TokenTable, ...]:
     return table("a"), table("b", 70, 16, seed=1)
 
 
+def item_table() -> pa.Table:
+    """Items whose texts are made of the tables' tokens, each another one."""
+    titles = [f"t{i} t{i + 12}, t{7 * i % 37}" for i in range(1, N_ITEMS + 1)]
+    categories = [f"t{i + 24} t{'59324'[i % 5]}" for i in range(1, N_ITEMS + 1)]
+    return pa.table({"item_id": list(range(N_ITEMS)), "title": titles, "category": categories})
+
+
 def build_encoder(name: str, dim: int = DIM, **options: object) -> ItemEncoder:
     cls = registry.load("item_encoders", name)
     if name == "mltfr":
         options = {"tables": ("a", "b"), "k": 5, **options}
     config = registry.config_class(cls)(**options)
     given = tables() if config.tables else ()
-    encoder: ItemEncoder = cls(config, Catalogue(N_ITEMS, dim, given))
+    encoder: ItemEncoder = cls(config, Catalogue(N_ITEMS, dim, given, item_table()))
     return encoder
 
 

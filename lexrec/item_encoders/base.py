@@ -83,7 +83,14 @@ class ScoringTable:
     def with_(
         self, *, bias_I: Tensor | None = None, scale: float | Tensor = 1.0, normalise: bool = False
     ) -> "ScoringTable":
-        """The same rows under another head; what is not named is that of the plain dot product."""
+        """The same rows under another head; what is not named is that of the plain dot product.
+
+        A bias joins this table's own, by which an encoder keeps items out of a softmax.
+        """
+        if bias_I is None or self.bias_I is None:
+            bias_I = self.bias_I if bias_I is None else bias_I
+        else:
+            bias_I = self.bias_I + bias_I
         return replace(self, bias_I=bias_I, scale=scale, normalise=normalise)
 
     def query(self, hidden_ND: Tensor) -> Tensor:
