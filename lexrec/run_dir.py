@@ -7,6 +7,7 @@ train_count.npy      training events of each item, for histories without a known
 tokens.json          name, source and sha256 of each token table
 metrics.jsonl        one line a validation
 checkpoints/STEP/    model.safetensors, trainer.safetensors, state.json (last)
+rounds/1/            of a run in two rounds, the first: a run of its own, and its Fisher importance
 evaluations/SPLIT/   metrics, protocol, per-event ranks; SPLIT-seen-keep and the like under other rules
 DONE                 which checkpoint is the best; written last
 """
@@ -194,6 +195,10 @@ class RunDir:
         """Folder of a checkpoint."""
         return self.path / "checkpoints" / f"{step:08d}"
 
+    def round(self, number: int) -> Path:
+        """Folder of an earlier round; the last one's files are this directory's own."""
+        return self.path / "rounds" / str(number)
+
     def finish(self, summary: dict[str, Any]) -> None:
         """Mark the run complete. Nothing of it changes afterwards but its evaluations."""
         write_json(self.path / DONE, summary)
@@ -213,7 +218,7 @@ class RunDir:
         catalogue = Catalogue(n_items, dim, self.tables(), self.item_table, self.train_count_I)
         model = build_model(self.config, catalogue)
         try:
-            model.load_state_dict(self._weights())
+            model.load_state_dict(self.weights())
         except RuntimeError as error:
             why = str(error).splitlines()[0]
             raise RunError(f"{self.path}: the weights do not fit the model: {why}") from error
@@ -226,10 +231,15 @@ class RunDir:
 
             return ModelScorer(self.model(device))
         component = registry.load("baselines", self.config.baseline.name)  # type: ignore[attr-defined]
-        scorer: Scorer = component(self.config.baseline).load_state(self._weights())
+        scorer: Scorer = component(self.config.baseline).load_state(self.weights())
         return scorer
 
-    def _weights(self) -> "dict[str, Tensor]":
+    def weights(self) -> "dict[str, Tensor]":
+        """The tensors of the best checkpoint, on the CPU.
+
+        Raises:
+            RunError: the run is not finished, or the file is missing or damaged.
+        """
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 

@@ -13,10 +13,10 @@ from lexrec.errors import ConfigError, RunError
 from lexrec.item_encoders.base import Catalogue
 from lexrec.models import build_model
 from lexrec.run_dir import RunDir, load_tables
-from lexrec.training import checkpoint
+from lexrec.training import checkpoint, rounds
 from lexrec.training.loop import Trainer
 from lexrec.training.step import Step
-from lexrec.training.trackers import build_tracker, check_trackers
+from lexrec.training.trackers import Tracker, build_tracker, check_trackers
 
 if TYPE_CHECKING:
     from lexrec.tokens.table import TokenTable
@@ -30,9 +30,11 @@ def train(
     overrides: Sequence[str] = (),
     device: str = "auto",
     resume: bool = False,
-    track: Sequence[str] = ("progress",),
+    track: Sequence[str | Tracker] = ("progress",),
 ) -> RunDir:
     """Train a recipe on a prepared data set; the best epoch is picked on the validation events.
+
+    A recipe with `rounds` is trained in two, the first in rounds/1 of the run directory.
 
     Args:
         recipe: a shipped recipe's name, the path of a YAML file, or a config.
@@ -41,7 +43,8 @@ def train(
         overrides: `a.b=value`, as on the command line.
         device: auto, cpu, cuda or cuda:N.
         resume: continue an unfinished run from its newest checkpoint; a finished one is returned as it is.
-        track: any of progress, tensorboard, mlflow.
+        track: any of progress, tensorboard, mlflow, and trackers of your own. What a tracker raises ends the
+            run, which stays unfinished.
 
     Raises:
         ConfigError: the recipe is wrong, or its objective cannot train its model.
@@ -65,7 +68,11 @@ def train(
     step = build_step(config, dataset, tables)
     if not (dataset.train_end_U - dataset.start_U > 1).any():
         raise ConfigError("the data set has no user with two training events: there is nothing to predict")
-    return _train_model(run or RunDir.create(out, config, dataset, tables), step, dataset, where, track)
+    run = run or RunDir.create(out, config, dataset, tables)
+    seconds = 0.0
+    if config.rounds is not None:
+        seconds = _train_first(run, step, dataset, where, track).summary["seconds"]
+    return _train_model(run, step, dataset, where, track, seconds)
 
 
 def choose_device(name: str) -> torch.device:
@@ -119,9 +126,31 @@ def _count(run: RunDir, config: BaselineConfig, dataset: Dataset) -> RunDir:
     return run
 
 
-def _train_model(
-    run: RunDir, step: Step, dataset: Dataset, device: torch.device, track: Sequence[str]
+def _train_first(
+    run: RunDir, second: Step, dataset: Dataset, device: torch.device, track: Sequence[str | Tracker]
 ) -> RunDir:
+    """Round 1, as far as it is not done yet; `second` then is what Round 2 begins with."""
+    tables = run.tables()
+    first = rounds.first_run(run, dataset, tables)
+    if first.is_done and checkpoint.newest(run) is not None:
+        return first  # Round 2 has begun, and its checkpoint holds all that it was given.
+    assert isinstance(first.config, RunConfig)
+    step = build_step(first.config, dataset, tables)
+    if not first.is_done:
+        _train_model(first, step, dataset, device, track)
+    rounds.begin_second(second, run, step, dataset, device)
+    return first
+
+
+def _train_model(
+    run: RunDir,
+    step: Step,
+    dataset: Dataset,
+    device: torch.device,
+    track: Sequence[str | Tracker],
+    seconds_before: float = 0.0,
+) -> RunDir:
+    """Train to the end and finish the run; `seconds_before` were spent on an earlier round."""
     trainer = Trainer(step, dataset, run, device)
     trackers = [build_tracker(name, run) for name in track]
     try:
@@ -136,7 +165,7 @@ def _train_model(
             "epochs": at.epoch,
             "steps": at.step,
             trainer.config.metric: at.best if trainer.has_validation and at.best_epoch else None,
-            "seconds": round(at.seconds, 3),
+            "seconds": round(seconds_before + at.seconds, 3),
             "parameters": sum(p.numel() for p in trainer.step.parameters() if p.requires_grad),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         }
