@@ -4,7 +4,8 @@
         --arm "plain: sasrec" --arm "wide: sasrec model.dim=128"
 
 Each arm is `NAME: RECIPE key=value ...`, where {seed} stands for the run's seed. One JSON line a run: arm,
-seed, best epoch, seconds, test metrics, the same under the S3-Rec family's seen rule; then one line an arm with mean and standard deviation over seeds.
+seed, best epoch, seconds, test metrics (also if seen items score 0); then one line an arm with
+mean and standard deviation over seeds.
 Full ranking, seen items removed, ties at half a place, best epoch by validation.
 """
 

@@ -111,7 +111,7 @@ def test_a_step_that_waits_for_the_device_is_refused_with_the_way_out(
         return encoded
 
     monkeypatch.setattr(one.step.model, "forward", waits)
-    with pytest.raises(RunError, match="cannot be captured as a CUDA graph .* LEXREC_EAGER=1"):
+    with pytest.raises(RunError, match=r"cannot be captured as a CUDA graph .* LEXREC_EAGER=1"):
         one.fit([])
 
 
