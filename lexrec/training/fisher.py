@@ -17,7 +17,7 @@ Dimension key: B rows, L positions, P scored states of a row, K negatives, I ite
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -35,9 +35,11 @@ from lexrec.training.step import Step
 
 _CELLS = 2**24
 """Numbers a chunk of samples may hold, as logits or as gradients: 64 MiB."""
+_ASKED = ("candidate_BPK", "answer_BPK", "is_scored_BP")
 
 
-class Rows(NamedTuple):
+@dataclass(frozen=True)
+class Rows:
     """What is asked of each row, and the answers whose probability is differentiated."""
 
     inputs: Batch
@@ -46,6 +48,9 @@ class Rows(NamedTuple):
     answer_BPK: Tensor
     """Softmax: the item, [B, P, 1]; pairs: 1.0 for yes and 0.0 for no, [B, P, K]."""
     is_scored_BP: Tensor
+
+    def __len__(self) -> int:
+        return len(self.answer_BPK)
 
     def at(self, row: Tensor | slice) -> "Rows":
         """Some of the rows."""
@@ -80,13 +85,16 @@ def importance(
     n_samples, n_squares = 0, 0
     with _mode(step, training=config.gradients == "batch"):
         for batch in batches:
-            rows = _answered(step, likelihood, batch, config.labels, generator)
+            rows = _asked(step, batch, generator)
             rows = rows.at(rows.is_scored_BP.any(1).nonzero()[: config.n_samples - n_samples, 0])
-            n_samples += len(rows.answer_BPK)
-            for square in _squares(likelihood, parameters, rows, config):
-                n_squares += square.n
-                for name, value in square.sums.items():
+            n_samples += len(rows)
+            for part in _parts(rows, likelihood, parameters, config):
+                if config.labels == "model":
+                    part = likelihood.answered(part, generator)
+                found = _sample_squares if config.gradients == "sample" else _batch_square
+                for name, value in found(likelihood, parameters, part).items():
                     sums[name] += value
+                n_squares += len(part) if config.gradients == "sample" else 1
             if n_samples >= config.n_samples:
                 break
     means = {name: value / max(n_squares, 1) for name, value in sums.items()}
@@ -110,6 +118,16 @@ class LogLikelihood(nn.Module):
             log_p_BP = -F.softplus(logit_BPK * (1 - 2 * rows.answer_BPK)).sum(-1)
         return (log_p_BP * rows.is_scored_BP).sum(1)
 
+    @torch.no_grad()
+    def answered(self, rows: Rows, generator: torch.Generator) -> Rows:
+        """The same rows with answers drawn from the model's own prediction."""
+        logit_BPK = self.logits(rows.inputs, rows.candidate_BPK)
+        if rows.candidate_BPK is not None:
+            return replace(rows, answer_BPK=torch.bernoulli(logit_BPK.sigmoid(), generator=generator))
+        share_MI = logit_BPK.softmax(-1).flatten(0, 1)
+        item_BPK = 1 + torch.multinomial(share_MI, 1, generator=generator).view_as(rows.answer_BPK)
+        return replace(rows, answer_BPK=item_BPK)
+
     def logits(self, inputs: Batch, candidate_BPK: Tensor | None) -> Tensor:
         """Logits of the candidates, or of the whole catalogue, [B, P, K or I]."""
         hidden_BPD = (self.model.encode_next(inputs) if self.per_row else self.model(inputs)).hidden_BLD
@@ -120,41 +138,38 @@ class LogLikelihood(nn.Module):
         return _at_least_float(table.score_items(hidden_ND, candidate_NK)).view(candidate_BPK.shape)
 
 
-class _Squares(NamedTuple):
-    """Squared gradients, summed, and how many were."""
-
-    sums: dict[str, Tensor]
-    n: int
-
-
-def _squares(
-    likelihood: LogLikelihood, parameters: dict[str, Tensor], rows: Rows, config: FisherConfig
-) -> Iterator[_Squares]:
-    """Of each sample, a chunk of them at a time, or of the whole batch at once."""
-    if not len(rows.answer_BPK):
-        return
-    if config.gradients == "batch":
-        # Ungrouped, the mean over scored states is what a training step descends.
-        def mean_of_all(given: dict[str, Tensor]) -> Tensor:
-            return _call(likelihood, given, rows).sum() / rows.is_scored_BP.sum()
-
-        gradient = grad(mean_of_all)(parameters)
-        yield _Squares({name: g.double().square() for name, g in gradient.items()}, 1)
-        return
+def _parts(
+    rows: Rows, likelihood: LogLikelihood, parameters: dict[str, Tensor], config: FisherConfig
+) -> Iterator[Rows]:
+    """Rows whose gradients are taken at once: all of a batch, or as many as memory is for."""
     n_numbers = sum(p.numel() for p in parameters.values())
     n_logits = rows.is_scored_BP.shape[1] * likelihood.model.items.n_items
-    step = max(1, _CELLS // max(n_numbers, n_logits))
-    for first in range(0, len(rows.answer_BPK), step):
-        gradient = _sample_gradients(likelihood, parameters, rows.at(slice(first, first + step)))
-        sums = {name: g.double().square().sum(0) for name, g in gradient.items()}
-        yield _Squares(sums, len(rows.answer_BPK[first : first + step]))
+    n = max(1, _CELLS // max(n_numbers, n_logits)) if config.gradients == "sample" else max(1, len(rows))
+    for first in range(0, len(rows), n):
+        yield rows.at(slice(first, first + n))
+
+
+def _batch_square(likelihood: LogLikelihood, parameters: dict[str, Tensor], rows: Rows) -> dict[str, Tensor]:
+    """The squared gradient of the mean over all scored states, which is what a training step descends."""
+
+    def mean_of_all(given: dict[str, Tensor]) -> Tensor:
+        return _call(likelihood, given, rows).sum() / rows.is_scored_BP.sum()
+
+    return {name: g.double().square() for name, g in grad(mean_of_all)(parameters).items()}
+
+
+def _sample_squares(
+    likelihood: LogLikelihood, parameters: dict[str, Tensor], rows: Rows
+) -> dict[str, Tensor]:
+    """The sum over rows of each one's squared gradient."""
+    gradients = _sample_gradients(likelihood, parameters, rows)
+    return {name: g.double().square().sum(0) for name, g in gradients.items()}
 
 
 def _sample_gradients(
     likelihood: LogLikelihood, parameters: dict[str, Tensor], rows: Rows
 ) -> dict[str, Tensor]:
     """Gradients of log p of each row, [B, *theta.shape]."""
-    n_rows = len(rows.answer_BPK)
     given = {name: value for name, value in _flat(rows).items() if value is not None}
 
     def of_one(parameters: dict[str, Tensor], row: dict[str, Tensor]) -> Tensor:
@@ -164,7 +179,7 @@ def _sample_gradients(
     with sdpa_kernel(SDPBackend.MATH), cudnn.flags(enabled=False):
         if any(isinstance(part, nn.RNNBase) for part in likelihood.modules()):
             # Nor have recurrent layers, and cuDNN's know no gradient outside training.
-            each = [grad(of_one)(parameters, {n: t[i] for n, t in given.items()}) for i in range(n_rows)]
+            each = [grad(of_one)(parameters, {n: t[i] for n, t in given.items()}) for i in range(len(rows))]
             return {name: torch.stack([one[name] for one in each]) for name in parameters}
         gradients: dict[str, Tensor] = vmap(grad(of_one), (None, 0), randomness="different")(
             parameters, given
@@ -173,13 +188,13 @@ def _sample_gradients(
 
 
 def _flat(rows: Rows) -> dict[str, Tensor | None]:
-    inputs, *asked = rows
-    return {**inputs._asdict(), **dict(zip(Rows._fields[1:], asked, strict=True)), "capacity": None}
+    named = {name: getattr(rows.inputs, name) for name in Batch._fields[:4]}
+    return {**named, **{name: getattr(rows, name) for name in _ASKED}}
 
 
 def _unflat(given: dict[str, Tensor]) -> Rows:
     inputs = Batch(*(given.get(name) for name in Batch._fields[:4]))  # type: ignore[arg-type]
-    return Rows(inputs, given.get("candidate_BPK"), given["answer_BPK"], given["is_scored_BP"])
+    return Rows(inputs, *(given.get(name) for name in _ASKED))  # type: ignore[arg-type]
 
 
 def _call(likelihood: LogLikelihood, parameters: dict[str, Tensor], rows: Rows) -> Tensor:
@@ -191,25 +206,17 @@ def _call(likelihood: LogLikelihood, parameters: dict[str, Tensor], rows: Rows) 
 
 
 @torch.no_grad()
-def _answered(
-    step: Step, likelihood: LogLikelihood, batch: Batch, labels: str, generator: torch.Generator
-) -> Rows:
-    """A batch with the objective's targets, and with answers of the data or drawn from the model."""
+def _asked(step: Step, batch: Batch, generator: torch.Generator) -> Rows:
+    """A batch with the objective's targets as answers."""
     targets = step.objective.prepare(batch, generator)
     inputs = targets.inputs._replace(slot_N=None, capacity=None)
-    target_BP, is_scored_BP, negative_BPK = _by_row(targets, per_row=likelihood.per_row)
-    if negative_BPK is None or getattr(step.objective.config, "loss", "ce") in ("ce", "sampled_softmax"):
-        answer_BPK = target_BP[..., None]
-        if labels == "model":
-            answer_BPK = 1 + _drawn_item(likelihood.logits(inputs, None), generator)
-        return Rows(inputs, None, answer_BPK, is_scored_BP)
+    per_row = step.objective.sampling == "prefix"
+    target_BP, is_scored_BP, negative_BPK = _by_row(targets, per_row=per_row)
+    if negative_BPK is None or getattr(step.objective.config, "loss", None) == "sampled_softmax":
+        return Rows(inputs, None, target_BP[..., None], is_scored_BP)
     candidate_BPK = torch.cat([target_BP[..., None], negative_BPK], -1)
     is_target_K = torch.arange(candidate_BPK.shape[-1], device=candidate_BPK.device) == 0
-    answer_BPK = is_target_K.float().expand(candidate_BPK.shape)
-    if labels == "model":
-        p_BPK = likelihood.logits(inputs, candidate_BPK).sigmoid()
-        answer_BPK = torch.bernoulli(p_BPK, generator=generator)
-    return Rows(inputs, candidate_BPK, answer_BPK, is_scored_BP)
+    return Rows(inputs, candidate_BPK, is_target_K.float().expand(candidate_BPK.shape), is_scored_BP)
 
 
 def _by_row(targets: Targets, *, per_row: bool) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -229,13 +236,6 @@ def _by_row(targets: Targets, *, per_row: bool) -> tuple[Tensor, Tensor, Tensor 
 
     negative_BPK = None if negative_NK is None else placed(negative_NK, 1)
     return placed(targets.target_N, 1), placed(targets.weight_N, 0) > 0, negative_BPK
-
-
-def _drawn_item(logit_BPI: Tensor, generator: torch.Generator) -> Tensor:
-    """One draw from each softmax, [B, P, 1], from 0."""
-    share_BPI = logit_BPI.softmax(-1)
-    drawn = torch.multinomial(share_BPI.flatten(0, 1), 1, generator=generator)
-    return drawn.view(*share_BPI.shape[:2], 1)
 
 
 def _at_least_float(logit: Tensor) -> Tensor:
