@@ -238,7 +238,8 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _parse(text: str, what: str) -> Any:
+def parse_yaml(text: str, what: str) -> Any:
+    """Read YAML, safely; `what` names it in the ConfigError for a text that is none."""
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
@@ -251,7 +252,7 @@ def _read(recipe: str | Path, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     name = str(path.resolve()) if is_file else str(recipe)
     if name in seen:
         raise ConfigError(f"recipes extend each other in a circle: {' -> '.join((*seen, name))}")
-    tree = _parse(_read_file(path) if is_file else _read_shipped(name), str(recipe))
+    tree = parse_yaml(_read_file(path) if is_file else _read_shipped(name), str(recipe))
     if not isinstance(tree, dict):
         raise ConfigError(f"{recipe}: a recipe is a mapping of sections, got {type(tree).__name__}")
     if "extends" not in tree:
@@ -304,7 +305,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         node = node.setdefault(key, {})
         if not isinstance(node, dict):
             raise ConfigError(f"override {override!r}: {key!r} is a value, not a section")
-    node[leaf] = _parse(text, f"override {override!r}: the value")
+    node[leaf] = parse_yaml(text, f"override {override!r}: the value")
 
 
 def _problems(error: ValidationError, section: str = "") -> Iterator[str]:

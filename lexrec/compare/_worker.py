@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from lexrec.config import RunConfig, run_config
 from lexrec.errors import LexrecError, RunError
 
 
-def main() -> int:
-    """Train, measure, count; returns the exit code."""
+def serve(work: Callable[[dict[str, Any]], None]) -> int:
+    """Do the task on standard input, as long as the parent lives; returns the exit code."""
     task: dict[str, Any] = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # As `lexrec` itself does: a component `module:Class` may lie where the command is run.
@@ -36,7 +37,7 @@ def work(task: dict[str, Any]) -> None:
     from lexrec.evaluation.evaluate import EvaluationConfig
     from lexrec.run_dir import write_json
     from lexrec.training.evaluate_run import evaluate, place
-    from lexrec.training.train import train
+    from lexrec.training.train import build_step, train
 
     dataset = Dataset.load(task["data"])
     config = run_config(task["config"], source="compare")
@@ -50,11 +51,13 @@ def work(task: dict[str, Any]) -> None:
             )
         evaluate(run, split=task["split"], settings=settings, data=task["data"], device=task["device"])
     if not task["keep_weights"]:
-        shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
+        for folder in (run.path, run.round(1)):
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     if task["flops"] and isinstance(config, RunConfig):
         from lexrec.compare.flops import count_flops
 
-        write_json(Path(task["flops"]), count_flops(config, dataset))
+        step = build_step(config, dataset, run.tables())
+        write_json(Path(task["flops"]), count_flops(step, dataset, config.train))
 
 
 def _end_with_parent() -> None:
@@ -63,4 +66,4 @@ def _end_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(serve(work))

@@ -10,28 +10,29 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from lexrec.config import RunConfig
+from lexrec.config import TrainConfig
 from lexrec.data.dataset import Dataset
-from lexrec.data.windows import Samples, Windows
-from lexrec.run_dir import load_tables
+from lexrec.data.windows import Epoch, Samples, Windows
 from lexrec.training.step import Step
-from lexrec.training.train import build_step
 
 
-def count_flops(config: RunConfig, dataset: Dataset) -> dict[str, int]:
-    """FLOPs of one training step at the recipe's batch size, and of an epoch of such steps.
+def count_flops(step: Step, dataset: Dataset, train: TrainConfig) -> dict[str, int]:
+    """FLOPs of a training step, on the first batch that training would see, and of an epoch of such steps.
 
-    Counted on the CPU, where each operation has its plain form, on a batch of samples drawn at random.
+    Counted on the CPU, where each operation has its plain form and a batch is as small as it can be.
+
+    Returns:
+        step, rows (samples of a batch), epoch.
     """
-    step = build_step(config, dataset, load_tables(config)).train()
-    extra, batch_size = step.objective.extra_events, config.train.batch_size
-    samples = Samples.of(dataset, step.objective.sampling, step.model.max_len, extra)
-    order_S = torch.randperm(len(samples), generator=torch.Generator().manual_seed(config.train.seed))
-    pick_B = order_S[:batch_size]
-    windows = Windows(dataset, step.model.max_len + extra, torch.device("cpu"))
-    batch = windows.cut(samples.start_S[pick_B], samples.end_S[pick_B], samples.user_S[pick_B])
-    n_flops = _of_step(step, batch)
-    return {"step": n_flops, "epoch": round(n_flops * len(samples) / len(pick_B)), "rows": len(pick_B)}
+    step.train()
+    length, sampling = step.model.max_len, step.objective.sampling
+    extra = step.objective.extra_events
+    samples = Samples.of(dataset, sampling, length, extra)
+    n_batches = samples.n_batches(train.batch_size)
+    epoch = Epoch(Windows(dataset, length + extra, torch.device("cpu")), n_batches, train.batch_size)
+    samples.fill(epoch, seed=train.seed, number=0)
+    n_flops = _of_step(step, epoch.batch(0))
+    return {"step": n_flops, "epoch": n_flops * n_batches, "rows": train.batch_size}
 
 
 def _of_step(step: Step, batch: Any) -> int:

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 _LOOK_SECONDS = 0.05
 
@@ -49,13 +49,13 @@ def side_by_side(tasks: Sequence[Task], devices: Sequence[str]) -> Iterator[Ende
                 running.remove(entry)
                 task, device, process = entry
                 free.append(device)
-                _close(process)
+                close(process)
                 yield Ended(task, _error(task, process.returncode))
             time.sleep(_LOOK_SECONDS)
     finally:
         for _, _, process in running:
             process.kill()
-            _close(process)
+            close(process)
 
 
 def n_threads(n_processes: int) -> int:
@@ -63,8 +63,17 @@ def n_threads(n_processes: int) -> int:
     return max(1, (os.cpu_count() or 1) // n_processes)
 
 
-def _start(task: Task, device: str, n_processes: int) -> "subprocess.Popen[bytes]":
-    task.log.parent.mkdir(parents=True, exist_ok=True)
+def start(
+    module: str, order: dict[str, Any], n_processes: int, log: BinaryIO | None = None
+) -> "subprocess.Popen[bytes]":
+    """A process that runs `python -m module`, its order on standard input, which is left open.
+
+    Args:
+        module: one that ends in `serve(...)` of `_worker`.
+        order: what it is told.
+        n_processes: how many share this machine.
+        log: where its output goes; by default to where this process's goes.
+    """
     here = {
         # The worker imports what this process would, from the same places.
         "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
@@ -72,27 +81,33 @@ def _start(task: Task, device: str, n_processes: int) -> "subprocess.Popen[bytes
         # Threads that wait must not take the cores of the other processes.
         "OMP_WAIT_POLICY": "PASSIVE",
     }
-    with task.log.open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "lexrec.compare._worker"],
-            env={**here, **os.environ, "PYTHONPATH": here["PYTHONPATH"]},
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=log,
-        )
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", module],
+        env={**here, **os.environ, "PYTHONPATH": here["PYTHONPATH"]},
+        stdin=subprocess.PIPE,
+        stdout=log,
+        stderr=log,
+    )
     assert process.stdin is not None
     # One that died at once says why by its exit code and its log.
     with suppress(BrokenPipeError):
-        process.stdin.write(json.dumps({**task.order, "device": device}).encode() + b"\n")
+        process.stdin.write(json.dumps(order).encode() + b"\n")
         process.stdin.flush()
     return process
 
 
-def _close(process: "subprocess.Popen[bytes]") -> None:
+def close(process: "subprocess.Popen[bytes]") -> None:
+    """Wait for its end and let go of its standard input."""
     process.wait()
     if process.stdin is not None:
         with suppress(BrokenPipeError):
             process.stdin.close()
+
+
+def _start(task: Task, device: str, n_processes: int) -> "subprocess.Popen[bytes]":
+    task.log.parent.mkdir(parents=True, exist_ok=True)
+    with task.log.open("wb") as log:
+        return start("lexrec.compare._worker", {**task.order, "device": device}, n_processes, log)
 
 
 def _error(task: Task, code: int) -> str | None:

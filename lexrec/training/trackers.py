@@ -39,21 +39,25 @@ class Tracker(Protocol):
         ...
 
 
-def check_trackers(names: Sequence[str]) -> None:
+def check_trackers(names: Sequence[str | Tracker]) -> None:
     """Refuse what `build_tracker` could not make, before there is a run to track.
 
     Raises:
         ConfigError: unknown, or its package is not installed.
     """
     for name in names:
+        if not isinstance(name, str):
+            continue
         if name not in KNOWN:
             raise ConfigError(f"no tracker {name!r}; known: {', '.join(KNOWN)}")
         if name != "progress" and find_spec(name) is None:
             raise ConfigError(f"tracker {name} is not installed; run: pip install 'lexrec[{name}]'")
 
 
-def build_tracker(name: str, run: RunDir) -> Tracker:
-    """A tracker by its name, which `check_trackers` has let through."""
+def build_tracker(name: str | Tracker, run: RunDir) -> Tracker:
+    """A tracker by its name, which `check_trackers` has let through; one that is made already is taken."""
+    if not isinstance(name, str):
+        return name
     kinds: dict[str, Callable[[RunDir], Tracker]] = {
         "progress": ProgressTracker,
         "tensorboard": TensorBoard,
