@@ -2,9 +2,10 @@
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from lexrec import registry
 from lexrec.config import AnyRunConfig, BaselineConfig, load_recipe
@@ -36,10 +37,10 @@ class Arm:
         if isinstance(config, BaselineConfig):
             return config
         overrides.append(f"train.seed={seed}")
-        random_seed = getattr(config.item_encoder, "random_seed", None)
-        is_drawn_here = any("random_seed=" in change and "{seed}" in change for change in self.overrides)
-        if random_seed is not None and not is_drawn_here:
-            overrides.append(f"item_encoder.random_seed={random_seed + _STRIDE * seed}")
+        drawn_here = {change.partition("=")[0].strip() for change in self.overrides if "{seed}" in change}
+        for key, value in _random_seeds(config.item_encoder.model_dump(), "item_encoder"):
+            if key not in drawn_here:
+                overrides.append(f"{key}={value + _STRIDE * seed}")
         return load_recipe(self.recipe, overrides)
 
     @property
@@ -90,6 +91,16 @@ def with_baselines(texts: Sequence[str]) -> list[Arm]:
     if twice:
         raise ConfigError(f"two arms are called {', '.join(twice)}; give each a name: 'NAME: RECIPE ...'")
     return arms
+
+
+def _random_seeds(section: Mapping[str, Any], key: str) -> Iterator[tuple[str, int]]:
+    """Where an item encoder, or one within it, draws noise in place of its tables, and its seed."""
+    for name, value in section.items():
+        if isinstance(value, Mapping):
+            yield from _random_seeds(value, f"{key}.{name}")
+    seed = section.get("random_seed")
+    if seed is not None or ("random_seed" in section and section.get("source") == "constant"):
+        yield f"{key}.random_seed", seed or 0
 
 
 def _words(text: str) -> list[str]:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-_NODES = 1000
+_NODES = 250
 _SQRT2 = math.sqrt(2.0)
 
 
@@ -54,7 +54,7 @@ def _solve(is_above: Callable[[float], bool]) -> float:
     while not is_above(high):
         high *= 2.0
     low = 0.0
-    for _ in range(60):
+    for _ in range(45):
         middle = (low + high) / 2
         low, high = (low, middle) if is_above(middle) else (middle, high)
     return high
