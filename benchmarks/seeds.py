@@ -4,7 +4,7 @@
         --arm "plain: sasrec" --arm "wide: sasrec model.dim=128"
 
 Each arm is `NAME: RECIPE key=value ...`, where {seed} stands for the run's seed. One JSON line a run: arm,
-seed, best epoch, seconds, test metrics (also if seen items score 0); then one line an arm with
+seed, best epoch, seconds, test metrics (also under other seen rules); then one line an arm with
 mean and standard deviation over seeds.
 Full ranking, seen items removed, ties at half a place, best epoch by validation.
 """
@@ -20,6 +20,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 SHOWN = ("hr@10", "ndcg@10", "hr@20", "ndcg@20")
+
+SEEN = {"remove": "metrics", "zero": "metrics_if_seen_scores_zero", "keep": "metrics_if_seen_competes"}
 
 
 def main() -> None:
@@ -66,13 +68,11 @@ def _one(arm: str, data: str, seed: int, device: str) -> dict[str, object]:
             track=(),
         )
         scorer = run.scorer("cuda" if device == "auto" else device)
-        tested = evaluate(scorer, dataset, light=True)
-        zero = evaluate(scorer, dataset, EvaluationConfig(seen="zero"), light=True)
+        tested = {rule: evaluate(scorer, dataset, EvaluationConfig(seen=rule), light=True) for rule in SEEN}
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     found = {
-        "metrics": {key: round(tested.metrics[key], 5) for key in SHOWN},
-        "metrics_if_seen_scores_zero": {key: round(zero.metrics[key], 5) for key in SHOWN},
+        label: {key: round(tested[rule].metrics[key], 5) for key in SHOWN} for rule, label in SEEN.items()
     }
     return {"arm": name, "recipe": words.strip(), "seed": seed, **run.summary, **found}
 
