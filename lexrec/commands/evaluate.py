@@ -1,4 +1,4 @@
-"""`lexrec evaluate RUN [--split test|validation] [--k 5,10,20]`."""
+"""`lexrec evaluate RUN [--split test|validation] [--k 5,10,20] [--pool 9]`, or `--llm MODEL` for RUN."""
 
 import argparse
 import json
@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 from lexrec.errors import ConfigError
 
 if TYPE_CHECKING:
-    from lexrec.evaluation.evaluate import Evaluation
+    from lexrec.evaluation.evaluate import Evaluation, EvaluationConfig
 
 HELP = "measure a finished run under the full-ranking protocol"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Run, part, rules."""
-    parser.add_argument("run", metavar="RUN", help="a finished run directory")
+    parser.add_argument("run", metavar="RUN", nargs="?", help="a finished run directory")
     parser.add_argument("--split", choices=["test", "validation"], default="test", help="default: test")
-    parser.add_argument("--k", default="5,10,20", metavar="K,K", help="lengths of the lists (5,10,20)")
+    parser.add_argument("--k", metavar="K,K", help="lengths of the lists (5,10,20; with --pool 1,5,10)")
     parser.add_argument("--data", metavar="DIR", help="its data set, where that was moved since training")
     parser.add_argument("--seen", choices=["remove", "keep"], default="remove", help="items of the history")
     parser.add_argument(
@@ -31,22 +31,67 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="all",
         help="items that compete: all, or those with training events",
     )
+    parser.add_argument(
+        "--pool",
+        type=int,
+        metavar="N",
+        help="rank each target among N random items that its user has not met, not among all items",
+    )
+    parser.add_argument("--pool-seed", type=int, default=0, metavar="SEED", help="draws pools and sample (0)")
+    parser.add_argument("--sample", type=int, metavar="N", help="measure only N events, drawn at random")
+    parser.add_argument(
+        "--llm",
+        metavar="MODEL",
+        help="in place of RUN: ask this model for the likeliest title of each pool, at the OpenAI-compatible "
+        "endpoint OPENAI_BASE_URL with the key OPENAI_API_KEY; needs --data, --pool and --out",
+    )
+    parser.add_argument("--out", metavar="DIR", help="of --llm: where its answers and the result are kept")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure, keep the result in the run, and print it."""
-    from lexrec.evaluation.evaluate import EvaluationConfig
-    from lexrec.training.evaluate_run import evaluate
-
-    settings = EvaluationConfig(k=_ks(args.k), seen=args.seen, ties=args.ties, candidates=args.candidates)
-    result = evaluate(args.run, split=args.split, settings=settings, data=args.data, device=args.device)
+    result = _ask(args) if args.llm else _measure(args)
     if args.json:
         print(json.dumps(result.json()))
     else:
-        _print(args.run, result)
+        _print(args.llm or args.run, result)
     return 0
+
+
+def _measure(args: argparse.Namespace) -> "Evaluation":
+    if args.run is None or args.out is not None:
+        raise ConfigError("name a RUN, or give --llm MODEL with --data, --pool and --out")
+    from lexrec.training.evaluate_run import evaluate
+
+    settings = _settings(args, "1,5,10" if args.pool else "5,10,20")
+    return evaluate(args.run, split=args.split, settings=settings, data=args.data, device=args.device)
+
+
+def _ask(args: argparse.Namespace) -> "Evaluation":
+    absent = [name for name in ("data", "pool", "out") if getattr(args, name) is None]
+    if absent or args.run is not None:
+        raise ConfigError("--llm MODEL takes the place of RUN and needs --data, --pool and --out")
+    from lexrec.data.dataset import Dataset
+    from lexrec.evaluation.llm import evaluate_llm
+
+    return evaluate_llm(
+        args.llm, Dataset.load(args.data), _settings(args, "1"), split=args.split, out=args.out
+    )
+
+
+def _settings(args: argparse.Namespace, ks: str) -> "EvaluationConfig":
+    from pydantic import ValidationError
+
+    from lexrec.evaluation.evaluate import EvaluationConfig
+
+    names = ("seen", "ties", "candidates", "pool", "pool_seed", "sample")
+    try:
+        return EvaluationConfig(k=_ks(args.k or ks), **{name: getattr(args, name) for name in names})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"--{str(first['loc'][0]).replace('_', '-')}: {first['msg']}") from error
 
 
 def _ks(text: str) -> tuple[int, ...]:
@@ -60,8 +105,11 @@ def _print(where: str, result: "Evaluation") -> None:
     from lexrec.commands._print import print_table
 
     protocol = result.protocol
+    against = f"{protocol.n_candidates:,} items"
+    if protocol.pool is not None:
+        against = f"{protocol.pool} random unseen items each (seed {protocol.pool_seed})"
     print(
-        f"{where}: {protocol.n_events:,} {protocol.split} events against {protocol.n_candidates:,} items; "
+        f"{where}: {protocol.n_events:,} {protocol.split} events against {against}; "
         f"seen items {'removed' if protocol.seen == 'remove' else 'kept'}, ties {protocol.ties}, "
         f"weights picked on {protocol.selected_on}"
     )

@@ -5,15 +5,15 @@ Dimension key: E events, R events of one batch, I item indexes 0..n + 1.
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from lexrec import __version__
 from lexrec.config import Config
@@ -21,6 +21,7 @@ from lexrec.data.dataset import Dataset
 from lexrec.errors import ConfigError, RunError
 from lexrec.evaluation import metrics
 from lexrec.evaluation.events import Asked, Events, Pairs, Split, batches, evaluation_events
+from lexrec.evaluation.pool import draw_pools, pool_ranks, sampled
 from lexrec.evaluation.protocol import Candidates, Protocol, Seen, SelectedOn
 from lexrec.evaluation.ranks import BLOCK, Aside, NanScoreError, Ties, target_ranks, top_k
 from lexrec.evaluation.scorer import ModelScorer, Scorer
@@ -43,6 +44,13 @@ class EvaluationConfig(Config):
     """Events ranked at once; memory grows with batch_size * block."""
     block: int = Field(BLOCK, ge=1)
     """Items scored at once; one block that holds the whole catalogue is scored once instead of twice."""
+    pool: int | None = Field(None, ge=1)
+    """Rank each target among so many random items its user has not met, not among the whole catalogue. Easier
+    by far: such figures compare with nothing but figures of the same pools."""
+    pool_seed: int = Field(0, ge=0)
+    """Draws the pools and the sample."""
+    sample: int | None = Field(None, ge=1)
+    """Measure only so many events, drawn at random; all where there are fewer."""
 
     @field_validator("k")
     @classmethod
@@ -50,6 +58,12 @@ class EvaluationConfig(Config):
         if min(k) < 1:
             raise ConfigError(f"k: every k is at least 1, got {list(k)}")
         return tuple(sorted(set(k)))
+
+    @model_validator(mode="after")
+    def _pools_are_unseen(self) -> "EvaluationConfig":
+        if self.pool is not None and self.seen != "remove":
+            raise ConfigError(f"pool: its candidates are unseen items; seen={self.seen} has no meaning there")
+        return self
 
 
 @dataclass(frozen=True)
@@ -130,16 +144,53 @@ def evaluate(
         RunError: a score is NaN.
     """
     settings = settings or EvaluationConfig()
-    events = evaluation_events(dataset, split)
-    is_candidate_I = _candidates(dataset, settings.candidates)
+    asks = questions(dataset, split, settings)
+    events, is_candidate_I, item_EP = asks
     if isinstance(light, bool):
         asked: Iterable[Asked] = batches(
             dataset, events, settings.batch_size, scorer.max_len, trims=scorer.trims
         )
     else:
         asked = light
-    rank_E, shown = _rank_all(scorer, dataset, asked, settings, is_candidate_I, with_lists=light is False)
-    protocol = Protocol(
+    # A pool is no list that a user would be shown: variety has no meaning there.
+    with_lists = light is False and item_EP is None
+    rank_E, shown = _rank_all(scorer, dataset, asked, settings, asks, with_lists=with_lists)
+    protocol = protocol_of(dataset, split, settings, asks)
+    protocol = protocol.model_copy(update={"selected_on": selected_on, "allow_leak": allow_leak})
+    if light:
+        values = metrics.accuracy(rank_E, settings.k)
+        return Evaluation(protocol, values, {}, rank_E.astype(np.float32))
+    result = of_ranks(protocol, rank_E, dataset, events)
+    return replace(result, metrics=result.metrics | _variety(shown, dataset, is_candidate_I))
+
+
+class Questions(NamedTuple):
+    """What is asked: the events, what competes, and with pools what competes with each."""
+
+    events: Events
+    is_candidate_I: NDArray[np.bool_]
+    item_EP: NDArray[np.int64] | None
+
+
+def questions(dataset: Dataset, split: Split, settings: EvaluationConfig) -> Questions:
+    """What an evaluation asks.
+
+    Raises:
+        DataError: the data set has no such events, or a user has met too much for a pool.
+    """
+    events = sampled(evaluation_events(dataset, split), settings.sample, settings.pool_seed)
+    is_candidate_I = _candidates(dataset, settings.candidates)
+    if settings.pool is None:
+        return Questions(events, is_candidate_I, None)
+    item_EP = draw_pools(dataset, events, settings.pool, settings.pool_seed, is_candidate_I)
+    return Questions(events, is_candidate_I, item_EP)
+
+
+def protocol_of(dataset: Dataset, split: Split, settings: EvaluationConfig, asks: Questions) -> Protocol:
+    """The manifest of an evaluation whose model nothing has selected."""
+    events, is_candidate_I, _ = asks
+    is_drawn = settings.pool is not None or settings.sample is not None
+    return Protocol(
         lexrec=__version__,
         data=dataset.fingerprint,
         split_rule=str(dataset.manifest["split"]),
@@ -150,16 +201,19 @@ def evaluate(
         n_candidates=int(is_candidate_I.sum()),
         n_events=len(events),
         n_unreachable=int((~is_candidate_I[events.target_E]).sum()),
+        pool=settings.pool,
+        pool_seed=settings.pool_seed if is_drawn else None,
+        sample=settings.sample,
         k=settings.k,
-        selected_on=selected_on,
-        allow_leak=allow_leak,
     )
-    values = metrics.accuracy(rank_E, settings.k)
-    if light:
-        return Evaluation(protocol, values, {}, rank_E.astype(np.float32))
-    values |= _variety(shown, dataset, is_candidate_I)
-    groups = _groups(rank_E, dataset, events, settings.k)
-    return Evaluation(protocol, values, groups, rank_E.astype(np.float32))
+
+
+def of_ranks(protocol: Protocol, rank_E: NDArray[np.float64], dataset: Dataset, events: Events) -> Evaluation:
+    """The accuracy of ranks, over all events and by group."""
+    values = metrics.accuracy(rank_E, protocol.k)
+    return Evaluation(
+        protocol, values, _groups(rank_E, dataset, events, protocol.k), rank_E.astype(np.float32)
+    )
 
 
 def _write_json(path: Path, tree: dict[str, Any]) -> None:
@@ -175,30 +229,23 @@ def _rank_all(
     dataset: Dataset,
     all_asked: Iterable[Asked],
     settings: EvaluationConfig,
-    is_candidate_I: NDArray[np.bool_],
+    asks: Questions,
     *,
     with_lists: bool,
 ) -> tuple[NDArray[np.float64], Shown]:
     """Ranks in the order of the events, and what the lists showed."""
     ranks: list[tuple[NDArray[np.int64], NDArray[np.float64]]] = []
     shown = {k: np.zeros(dataset.n_items + 2, dtype=np.int64) for k in settings.k if with_lists}
-    allowed, block = (
-        None if settings.candidates == "all" else torch.from_numpy(is_candidate_I),
-        settings.block,
-    )
-    nothing = Pairs.of([])
     for asked in all_asked:
         query = scorer.encode(asked.batch)
-        excluded = asked.seen if settings.seen == "remove" else nothing
-        zeroed = asked.seen if settings.seen == "zero" else nothing
-        aside = Aside(excluded, zeroed, allowed)
+        aside = _aside(asked, settings, asks)
         try:
-            rank_R = target_ranks(scorer, query, asked.target_R, aside, ties=settings.ties, block=block)
+            rank_R = _ranks(scorer, query, asked, aside, settings, asks)
         except NanScoreError as error:
             raise _nan_error(scorer, dataset, int(asked.batch.user_B[error.row])) from error
         ranks.append((asked.pick_R, rank_R.numpy()))
         if with_lists:
-            top = top_k(scorer, query, settings.k[-1], aside, block=block)
+            top = top_k(scorer, query, settings.k[-1], aside, block=settings.block)
             for k, shown_I in shown.items():
                 shown_I += np.bincount(top.item_BK[:, :k].flatten().cpu().numpy(), minlength=len(shown_I))
     for shown_I in shown.values():
@@ -207,6 +254,26 @@ def _rank_all(
     for pick_R, found_R in ranks:
         rank_E[pick_R] = found_R
     return rank_E, shown
+
+
+def _aside(asked: Asked, settings: EvaluationConfig, asks: Questions) -> Aside:
+    nothing = Pairs.of([])
+    excluded = asked.seen if settings.seen == "remove" else nothing
+    zeroed = asked.seen if settings.seen == "zero" else nothing
+    allowed = None if settings.candidates == "all" else torch.from_numpy(asks.is_candidate_I)
+    return Aside(excluded, zeroed, allowed)
+
+
+def _ranks(
+    scorer: Scorer, query: Any, asked: Asked, aside: Aside, settings: EvaluationConfig, asks: Questions
+) -> torch.Tensor:
+    ties, block = settings.ties, settings.block
+    if asks.item_EP is None:
+        return target_ranks(scorer, query, asked.target_R, aside, ties=ties, block=block)
+    pool_RP = torch.from_numpy(asks.item_EP[asked.pick_R])
+    rank_R = pool_ranks(scorer, query, asked.target_R.cpu(), pool_RP, ties=ties, block=block)
+    rank_R[torch.from_numpy(~asks.is_candidate_I[asked.target_R.cpu().numpy()])] = torch.inf
+    return rank_R
 
 
 def _candidates(dataset: Dataset, rule: Candidates) -> NDArray[np.bool_]:

@@ -14,6 +14,7 @@ SelectedOn = Literal["nothing", "validation", "test"]
 _MUST_AGREE = (
     *("data", "split_rule", "split", "history", "seen", "ties"),
     *("candidates", "n_candidates", "n_events", "n_unreachable"),
+    *("pool", "pool_seed", "sample"),
 )
 
 
@@ -41,6 +42,12 @@ class Protocol(Config):
     n_events: int
     n_unreachable: int
     """Events whose target is no candidate: counted as misses, with rank inf."""
+    pool: int | None = None
+    """Random unseen candidates that each target was ranked among; None: the whole catalogue."""
+    pool_seed: int | None = None
+    """What those candidates, and the sample, were drawn with."""
+    sample: int | None = None
+    """Events drawn at random that were measured; None: all of the part."""
     k: tuple[int, ...]
     selected_on: SelectedOn = "nothing"
     """The part that chose the best epoch or the settings."""

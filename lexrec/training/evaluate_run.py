@@ -52,8 +52,8 @@ def evaluate(
 
 def place(run: RunDir, split: Split, settings: EvaluationConfig | None = None) -> Path:
     """Where a result is kept: one folder for each split, and one for each set of other rules."""
-    usual = EvaluationConfig()
-    rules = {name: getattr(settings or usual, name) for name in ("seen", "ties", "candidates")}
+    usual, names = EvaluationConfig(), ("seen", "ties", "candidates", "pool", "sample", "pool_seed")
+    rules = {name: getattr(settings or usual, name) for name in names}
     others = [f"-{name}-{value}" for name, value in rules.items() if value != getattr(usual, name)]
     return run.path / "evaluations" / "".join([split, *others])
 
