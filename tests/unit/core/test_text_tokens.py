@@ -181,7 +181,7 @@ def test_options_and_data_that_do_not_fit_are_refused() -> None:
     empty = ITEMS.set_column(1, "title", pa.array([None] * N, pa.string()))
     with pytest.raises(ConfigError, match="text_tokens: no item has any text in title"):
         build(items=empty, columns=("title",))
-    with pytest.raises(ConfigError, match="n_heads 3 does not divide model.dim 16"):
+    with pytest.raises(ConfigError, match=r"n_heads 3 does not divide model\.dim 16"):
         build(pool="attention", n_heads=3)
     with pytest.raises(ValidationError, match="id_dropout belongs to use_id=true"):
         TextTokensConfig(use_id=False, id_dropout=0.1)
