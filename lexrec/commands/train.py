@@ -48,8 +48,8 @@ def _summary(done: "RunDir") -> str:
     facts = done.summary
     if not isinstance(done.config, RunConfig):
         return f"{done.path}: counted, {done.dataset_card['n_items']:,} items"
-    metric = done.config.train.metric
-    found = "" if facts[metric] is None else f" ({metric} {facts[metric]:.4f} on validation)"
+    metric, part = done.config.train.metric, done.config.train.select_on
+    found = "" if facts[metric] is None else f" ({metric} {facts[metric]:.4f} on {part})"
     return (
         f"{done.path}: best epoch {facts['best_epoch']} of {facts['epochs']}{found}, "
         f"{facts['seconds']:.1f} s on {facts['device']}, {facts['parameters']:,} parameters"

@@ -113,7 +113,8 @@ def _influence(ranker: ScorerRanker, known: list[int], n_read: int, items: list[
 def _experts(views: list[ExpertView], recommender: Recommender) -> list[Expert]:
     if not views:
         return []
-    return [_expert(view, table) for view, table in zip(views, recommender.run.tables(), strict=True)]
+    # Experts come in the order of their tables; behind them may be tables that only text is read through.
+    return [_expert(view, table) for view, table in zip(views, recommender.run.tables(), strict=False)]
 
 
 def _expert(view: ExpertView, table: TokenTable) -> Expert:

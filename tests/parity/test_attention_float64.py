@@ -188,3 +188,9 @@ def test_parameter_counts_are_the_papers(width: int, attention: int, whole: int)
     logit_scale = 1
     assert sum(p.numel() for p in expert.parameters()) == whole + logit_scale
     assert sum(p.numel() for p in components.build_encoder("mltfr").gate.parameters()) == (32 + 1) * 2
+
+
+@pytest.mark.parametrize(("width", "attention"), [(768, 106_496), (1024, 139_264), (4096, 532_480)])
+def test_parameter_counts_without_biases(width: int, attention: int) -> None:
+    expert = TokenExpert(torch.zeros(100, width), 64, MltfrConfig(tables=("a",), bias=False))
+    assert sum(p.numel() for p in expert.attention.parameters()) == attention

@@ -7,6 +7,7 @@ import torch
 from pydantic import ValidationError
 from torch.testing import assert_close
 
+from lexrec.config import run_config
 from lexrec.data.batch import Batch, collate
 from lexrec.errors import ConfigError
 from lexrec.item_encoders._interest import anchor_lengths, prefix_means
@@ -287,3 +288,136 @@ def test_gradients_are_the_same_bits_each_time_on_several_threads() -> None:
         torch.set_num_threads(n_threads)
     for again in found[1:]:
         assert all(torch.equal(one, two) for one, two in zip(found[0], again, strict=True))
+
+
+def test_between_anchors_there_are_no_more_choices_than_the_shape_allows() -> None:
+    """Rows of 8 have four anchors under refresh 1, whatever they hold: no device is asked for a number."""
+    built, seen = encoder(refresh=1.0), []
+    handle = built.experts[0].register_forward_hook(lambda module, given, out: seen.append(given[1]))
+    full = ragged([[1] * MAX_LEN] * 6)
+    spare = packed(full, spare=0)
+    added(built, spare)
+    added(built, full)
+    added(built, packed(ragged([[1, 2]] * 6), spare=20))
+    handle.remove()
+    assert [len(interest_MD) for interest_MD in seen] == [24, 24, 24]
+
+
+def test_a_row_longer_than_anchors_are_known_for_is_refused() -> None:
+    built = encoder(refresh=1.0)
+    with pytest.raises(ConfigError, match=r"at most 8192 items, got 8193; set item_encoder\.refresh=0"):
+        built(collate([[1, 2]], 8193))
+
+
+def test_another_encoder_can_be_enriched() -> None:
+    """The inner encoder gets the tables behind ours, and what it makes is asked with and scored against."""
+    torch.manual_seed(0)
+    a, b = components.tables()
+    inner = {"name": "text_tokens", "tables": ("b",)}
+    config = MltfrConfig(tables=("a",), k=5, items=inner)
+    assert config.table_names == ("a", "b")
+    built = Mltfr(config, Catalogue(N_ITEMS, components.DIM, (a, b), components.item_table())).eval()
+    alone = type(built.items)(
+        built.items.config, Catalogue(N_ITEMS, components.DIM, (b,), components.item_table())
+    )
+    assert [name for name, _ in built.items.named_parameters()] == [
+        name for name, _ in alone.named_parameters()
+    ]
+    batch = ragged()
+    plain_BLD = built.items(batch).x_BLD
+    assert torch.equal(built.scoring().rows(1, N_ITEMS + 1), built.items.scoring().rows(1, N_ITEMS + 1))
+    assert torch.equal(built.lookup(batch.item_BL), built.items.lookup(batch.item_BL))
+    length_BL = (built(batch).x_BLD - plain_BLD).norm(dim=-1)[batch.is_item_BL]
+    assert (length_BL > 0).all()
+    assert (length_BL <= 0.3 * plain_BLD.norm(dim=-1)[batch.is_item_BL] + 1e-6).all()
+    assert [view.table for view in built.inspect(batch)] == ["a+scaled"]
+
+
+def test_mltfr_may_enrich_mltfr() -> None:
+    torch.manual_seed(0)
+    a, b = components.tables()
+    inner = {"name": "mltfr", "tables": ("b",), "interest": "sequence", "k": 4, "inject": "after_block0"}
+    config = MltfrConfig(tables=("a",), k=5, items=inner, inject="after_block0")
+    built = Mltfr(config, Catalogue(N_ITEMS, components.DIM, (a, b))).eval()
+    assert not built.causal
+    assert [view.table for view in built.inspect(ragged())] == ["a+scaled", "b+scaled"]
+    both_BLD, inner_BLD = built(ragged()).after_block0_BLD, built.items(ragged()).after_block0_BLD
+    assert both_BLD is not None
+    assert inner_BLD is not None
+    assert not torch.allclose(both_BLD, inner_BLD)
+
+
+@pytest.mark.parametrize(
+    ("items", "complaint"),
+    [
+        ({"tables": ["a"]}, "a section is a mapping with a `name`"),
+        ({"name": "id_embedding", "width": 3}, "items: unknown key 'width'; known: name, tables"),
+    ],
+)
+def test_an_inner_encoder_that_is_wrong_is_named(items: object, complaint: str) -> None:
+    tree = {"model": {"name": "sasrec"}, "objective": {"name": "next_item"}}
+    with pytest.raises(ConfigError, match=complaint):
+        run_config({**tree, "item_encoder": {"name": "mltfr", "items": items}})
+
+
+def test_pca_makes_tables_equally_wide() -> None:
+    built = encoder(pca=6)
+    assert [tuple(expert.table_VW.shape) for expert in built.experts] == [(40, 6), (70, 6)]
+    variance_W = built.experts[0].table_VW.float().var(dim=0)
+    assert (variance_W.diff() <= 1e-4).all()
+    noise = encoder(pca=6, random_seed=1)
+    assert [tuple(expert.table_VW.shape) for expert in noise.experts] == [(40, 6), (70, 6)]
+    assert not torch.equal(noise.experts[0].table_VW, built.experts[0].table_VW)
+    assert torch.equal(encoder(pca=6).experts[0].table_VW, built.experts[0].table_VW)
+
+
+def weights(expert: torch.nn.Module) -> list[torch.Tensor]:
+    return [parameter.detach() for _, parameter in sorted(expert.named_parameters())]
+
+
+@pytest.mark.parametrize(("init", "alike"), [("shared", True), ("independent", False), ("torch", False)])
+def test_experts_of_one_width_start_alike_if_asked(init: str, alike: bool) -> None:
+    built = encoder(pca=6, init=init)
+    first, second = (weights(expert) for expert in built.experts)
+    assert all(torch.equal(one, two) for one, two in zip(first, second, strict=True)) == alike
+    is_zero = (built.experts[0].attention.out.bias == 0).all()
+    assert bool(is_zero) == (init != "torch")
+
+
+def test_a_scale_that_is_not_learnt_stays_the_papers() -> None:
+    built = encoder(learn_scale=False, logit_scale=1.0).train()
+    built(ragged()).x_BLD.square().sum().backward()
+    assert built.experts[0].logit_scale.grad is None
+    assert built.experts[0].align.weight.grad is not None
+
+
+def test_without_a_language_model_the_number_of_parameters_stays() -> None:
+    """And every user is given the same k vectors, whatever the history."""
+    real, control = (encoder(source=source) for source in ("tables", "constant"))
+    sizes = [
+        {name: p.shape for name, p in built.named_parameters() if p.requires_grad}
+        for built in (real, control)
+    ]
+    assert sizes[0] == sizes[1]
+    views = control.inspect(ragged([[3, 1, 4], [5], [8, 9]]))
+    for view in views:
+        assert {tuple(sorted(row)) for row in view.token_BK.tolist()} == {(0, 1, 2, 3, 4)}
+    assert not torch.equal(real.experts[0].table_VW[:5], control.experts[0].table_VW)
+
+
+def test_inspect_shows_a_pooled_batch_its_shared_tokens() -> None:
+    built = encoder(pool="batch", interest="sequence")
+    rows = [[3, 1, 4], [5], [8, 9]]
+    for view in built.inspect(ragged(rows)):
+        assert view.token_BK.shape == view.weight_BK.shape == (3, 15)
+        assert (view.token_BK == view.token_BK[0]).all()
+        assert_close(view.weight_BK.sum(1), torch.ones(3))
+
+
+@pytest.mark.parametrize("estimator", ["log_bias", "paper", "release"])
+def test_without_biases_is_as_with_biases_of_zero(estimator: str) -> None:
+    options = {"estimator": estimator, "cap": None}
+    bare, zero = encoder(bias=False, **options), encoder(**options)
+    assert not [name for name, _ in bare.experts[0].attention.named_parameters() if "bias" in name]
+    zero.load_state_dict(bare.state_dict(), strict=False)
+    assert_close(added(bare, ragged()), added(zero, ragged()))
