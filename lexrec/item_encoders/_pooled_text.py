@@ -6,8 +6,8 @@
 Whitening multiplies the centred features by (C + eps mean(diag C))^-1/2, C their covariance over items.
 That square root is one and the same whichever eigenvectors a machine finds, so a saved map fits it.
 
-Dimension key: I item indexes 0..n + 1, N texts, T tokens of a text, V tokens of a table, W width of a table,
-F features of all parts, D width.
+Dimension key: I item indexes 0..n + 1, N texts, T tokens of a text, V tokens of a table, R of them that
+occur, W width of a table, F features of all parts, D width.
 """
 
 import math
@@ -19,8 +19,6 @@ from torch import Tensor, nn
 
 from lexrec.item_encoders._item_text import Part, Text, TextTokens
 from lexrec.item_encoders._text_config import TextTokensConfig
-
-_BLOCK = 4096
 
 
 class PooledText(nn.Module):
@@ -89,14 +87,11 @@ class _Pool:
 
     def _means(self, part: Part, tokens: TextTokens) -> tuple[Tensor, Tensor]:
         """Weighted mean token vector of each text, and where there is one."""
-        mean_NW = torch.zeros(len(tokens.token_NT), part.table.width)
-        for first in range(0, len(mean_NW), _BLOCK):
-            token_NT, is_token_NT = (t[first : first + _BLOCK] for t in tokens)
-            weight_NT = self.weight_V[token_NT] * is_token_NT
-            weight_NT = weight_NT / weight_NT.sum(1, keepdim=True).clamp(min=1e-9)
-            for t in range(token_NT.shape[1]):
-                row_NW = part.table.weight_VW[token_NT[:, t]].float()
-                mean_NW[first : first + _BLOCK] += weight_NT[:, t, None] * row_NW
+        used_R, token_NT = torch.unique(tokens.token_NT, return_inverse=True)
+        weight_NT = self.weight_V[tokens.token_NT] * tokens.is_token_NT
+        weight_NT = weight_NT / weight_NT.sum(1, keepdim=True).clamp(min=1e-9)
+        row_RW = part.table.weight_VW[used_R].float()
+        mean_NW = F.embedding_bag(token_NT, row_RW, per_sample_weights=weight_NT, mode="sum")
         return mean_NW, tokens.is_token_NT.any(1)
 
 
