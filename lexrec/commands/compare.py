@@ -115,7 +115,7 @@ def _arm_row(name: str, arm: dict[str, Any], metric: str) -> list[str]:
         f"{low:.4f} {high:.4f}",
         "" if hits is None else f"{hits['mean']:.4f}",
         f"{arm['parameters']:,}" if "parameters" in arm else "",
-        f"{flops['epoch'] / 1e9:,.1f}" if flops else "",
+        f"{flops['epoch'] / 1e9:,.1f}" if flops and "epoch" in flops else "",
         f"{arm['seconds']:.1f}" if "seconds" in arm else "",
     ]
 

@@ -11,10 +11,14 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lexrec.config import RunConfig, run_config
 from lexrec.errors import LexrecError, RunError
+
+if TYPE_CHECKING:
+    from lexrec.data.dataset import Dataset
+    from lexrec.training.step import Step
 
 
 def serve(work: Callable[[dict[str, Any]], None]) -> int:
@@ -54,10 +58,17 @@ def work(task: dict[str, Any]) -> None:
         for folder in (run.path, run.round(1)):
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     if task["flops"] and isinstance(config, RunConfig):
-        from lexrec.compare.flops import count_flops
+        write_json(Path(task["flops"]), _flops(build_step(config, dataset, run.tables()), dataset, config))
 
-        step = build_step(config, dataset, run.tables())
-        write_json(Path(task["flops"]), count_flops(step, dataset, config.train))
+
+def _flops(step: "Step", dataset: "Dataset", config: RunConfig) -> dict[str, Any]:
+    from lexrec.compare.flops import count_flops
+
+    try:
+        return dict(count_flops(step, dataset, config.train))
+    except Exception as error:
+        # A model that cannot be counted, on a CPU perhaps, has been measured all the same.
+        return {"error": f"not counted: {' '.join(str(error).split())[:200]}"}
 
 
 def _end_with_parent() -> None:

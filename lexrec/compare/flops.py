@@ -36,13 +36,18 @@ def count_flops(step: Step, dataset: Dataset, train: TrainConfig) -> dict[str, i
 
 
 def _of_step(step: Step, batch: Any) -> int:
-    from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+    from torch._subclasses import fake_tensor
 
+    needs_values = (
+        fake_tensor.DataDependentOutputException,
+        fake_tensor.DynamicOutputShapeException,
+        fake_tensor.UnsupportedOperatorException,
+    )
     try:
         # Shapes alone decide the count, so nothing is computed.
-        with FakeTensorMode(allow_non_fake_inputs=True):
+        with fake_tensor.FakeTensorMode(allow_non_fake_inputs=True):
             return _counted(step, batch)
-    except DataDependentOutputException:
+    except needs_values:
         return _counted(step, batch)
 
 

@@ -2,8 +2,10 @@
 
 import pytest
 
-from lexrec.compare._worker import work
+from lexrec.compare._worker import _flops, work
+from lexrec.config import load_recipe
 from lexrec.errors import RunError
+from lexrec.training.train import build_step
 from tests.worlds import world
 
 
@@ -27,3 +29,16 @@ def test_ranks_stay_when_weights_go_and_other_rules_then_need_another_run(tmp_pa
     assert ranks.stat().st_mtime_ns == measured
     with pytest.raises(RunError, match="measured under other rules and its weights were not kept"):
         work({**task, "evaluation": {"k": [5], "seen": "keep"}})
+
+
+def test_a_step_that_cannot_be_counted_does_not_cost_the_run(monkeypatch):
+    data = world([[(u + t) % 9 + 1 for t in range(7)] for u in range(20)], 9)
+    config = load_recipe("sasrec", ["model.dim=8", "model.max_len=5", "train.batch_size=8"])
+    step = build_step(config, data, ())
+    assert _flops(step, data, config)["step"] > 0
+
+    def broken(batch, generator):
+        raise RuntimeError("needs a\nGPU")
+
+    monkeypatch.setattr(step.objective, "prepare", broken)
+    assert _flops(step, data, config) == {"error": "not counted: needs a GPU"}
