@@ -19,6 +19,7 @@ from lexrec.training import checkpoint, fisher, rounds
 from lexrec.training.evaluate_run import evaluate
 from lexrec.training.loop import Trainer
 from lexrec.training.train import build_step, train
+from tests import components
 from tests.worlds import world
 
 CPU = torch.device("cpu")
@@ -201,6 +202,20 @@ def test_damaged_importance_is_said_with_what_to_do(data: Dataset, tables: list[
         train(config, data=data, out=run.path, resume=True, track=())
     (run.round(1) / "fisher.json").unlink()
     assert train(config, data=data, out=run.path, resume=True, track=()).is_done
+
+
+@pytest.mark.parametrize("model", components.MODELS)
+def test_every_backbone_trains_in_two_rounds(
+    model: str, data: Dataset, tables: list[str], tmp_path: Path
+) -> None:
+    tree = two_rounds(tables, {"max_epochs": 1}, average="all").model_dump()
+    tree["model"] = {"name": model, "dim": 8, "max_len": 6}
+    tree["objective"] = {"name": "last_item", "loss": "bce"}
+    tree["train"]["max_epochs"] = 1
+    run = train(run_config(tree), data=data, out=tmp_path / "run", track=())
+    (consensus,) = encoder(run).consensus
+    assert consensus.members == (0, 1)
+    assert run.summary["ndcg@10"] > 0
 
 
 def test_both_rounds_are_evaluated_like_any_run(data: Dataset, tables: list[str], tmp_path: Path) -> None:
