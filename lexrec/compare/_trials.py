@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _FOR_IMPORTANCE = 10
 """Finished trials below which nothing is said about which setting matters."""
 _STARTUP, _WARMUP = 5, 3
-"""Trials, and validations of each, that the median is not yet asked about."""
+"""The median is asked once so many trials have ended, and from this epoch of a trial on."""
 
 Say = Callable[[str], None]
 
@@ -154,9 +154,13 @@ class Searcher:
 def open_study(plan: Plan, seed: int) -> "optuna.Study":
     """The study in the journal of a folder, made if it is not there."""
     import optuna
+    from filelock import FileLock
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
+    journal = Path(plan.out) / "study.journal"
+    # The system lets go of this lock when a process is killed; Optuna's own would stall the next one.
+    lock: Any = FileLock(journal.with_suffix(".lock"))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     pruners = {
         "median": lambda: optuna.pruners.MedianPruner(_STARTUP, _WARMUP),
@@ -165,7 +169,7 @@ def open_study(plan: Plan, seed: int) -> "optuna.Study":
     }
     return optuna.create_study(
         study_name="sweep",
-        storage=JournalStorage(JournalFileBackend(str(Path(plan.out) / "study.journal"))),
+        storage=JournalStorage(JournalFileBackend(str(journal), lock_obj=lock)),
         sampler=optuna.samplers.TPESampler(seed=seed),
         pruner=pruners[plan.pruner](),
         direction="maximize",

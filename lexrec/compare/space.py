@@ -28,6 +28,7 @@ _FORM = "write key=low..high, key=low..high:log, key=low..high:step or key=[a, b
 _FIXED = {
     "train.seed": "a seed that wins is luck, not a setting",
     "train.metric": "trials are compared by it",
+    "train.select_on": "trials are compared by validation events",
 }
 _TRIES = 20
 """Random points tried before a value that fails in the recipe as it stands is called wrong."""

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from lexrec.compare._trials import Plan, Searcher, build_report, recover
 from lexrec.compare.processes import close, start
-from lexrec.compare.space import check_space, parse_space
+from lexrec.compare.space import check_space
 from lexrec.config import AnyRunConfig, Config, RunConfig, differences, load_recipe, run_config
 from lexrec.data.dataset import Dataset
 from lexrec.errors import ConfigError, RunError
@@ -78,15 +78,13 @@ def sweep(
         DataError: the data set is missing or has no validation events.
         RunError: `out` holds other things or another search, or every trial failed.
     """
+    from filelock import FileLock, Timeout
+
     _require_optuna()
     if jobs < 1:
         raise ConfigError(f"--jobs is at least 1, got {jobs}")
-    base = load_recipe(recipe, settings.overrides)
-    dimensions = parse_space(settings.space)
-    check_space(dimensions, lambda overrides: load_recipe(recipe, [*settings.overrides, *overrides]))
-    dataset = Dataset.load(data)
-    evaluation_events(dataset, "validation")
     choose_device(device)
+    base = load_recipe(recipe, settings.overrides)
     plan = Plan(
         recipe=str(recipe),
         data=str(data),
@@ -100,21 +98,26 @@ def sweep(
         pruner=settings.pruner,
         seed=settings.seed,
     )
-    from filelock import FileLock, Timeout
-
-    folder = _prepared(Path(out), _identity(plan, base, dataset))
+    check_space(plan.dimensions, lambda changes: load_recipe(recipe, [*settings.overrides, *changes]))
+    folder = _prepared(Path(out), _identity(plan, base))
     try:
         with FileLock(folder / ".lock", timeout=0):
-            (folder / REPORT).unlink(missing_ok=True)
-            recover(plan)
-            _work(plan, jobs, say)
-            report = build_report(plan)
-            write_json(folder / REPORT, report)
+            return _search(plan, jobs, say)
     except Timeout as error:
         raise RunError(f"{out} is being searched by another process; wait for it to end") from error
+
+
+def _search(plan: Plan, jobs: int, say: Callable[[str], None]) -> dict[str, Any]:
+    report_path = Path(plan.out) / REPORT
+    report_path.unlink(missing_ok=True)
+    recover(plan)
+    _work(plan, jobs, say)
+    report = build_report(plan)
+    write_json(report_path, report)
     if report["best"] is None:
         errors = [trial["error"] for trial in report["trials"] if trial["error"]]
-        raise RunError(f"none of {len(report['trials'])} trials succeeded; the last said: {errors[-1]}")
+        why = f"; the last said: {errors[-1]}" if errors else ""
+        raise RunError(f"none of {len(report['trials'])} trials succeeded{why}")
     return report
 
 
@@ -128,6 +131,11 @@ def _require_optuna() -> None:
 def _metric(base: AnyRunConfig, settings: SweepConfig) -> str:
     if not isinstance(base, RunConfig):
         return settings.metric or "ndcg@10"
+    if base.train.select_on != "validation":
+        raise ConfigError(
+            f"train.select_on={base.train.select_on} would choose settings by the events that are to judge "
+            "them; search with train.select_on=validation"
+        )
     if settings.metric not in (None, base.train.metric):
         raise ConfigError(
             f"metric {settings.metric!r} is not what this recipe picks its best epoch by; "
@@ -136,8 +144,14 @@ def _metric(base: AnyRunConfig, settings: SweepConfig) -> str:
     return base.train.metric
 
 
-def _identity(plan: Plan, base: AnyRunConfig, dataset: Dataset) -> dict[str, Any]:
-    """What makes two searches the same one; more trials or another device do not."""
+def _identity(plan: Plan, base: AnyRunConfig) -> dict[str, Any]:
+    """What makes two searches the same one; more trials or another device do not.
+
+    Raises:
+        DataError: the data set is missing or has no validation events.
+    """
+    dataset = Dataset.load(plan.data)
+    evaluation_events(dataset, "validation")
     return {
         "config": base.model_dump(mode="json"),
         "space": [str(dimension) for dimension in plan.dimensions],
