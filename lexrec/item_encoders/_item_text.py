@@ -45,7 +45,7 @@ class Part:
         if config.lowercase:
             joined = [text.lower() for text in joined]
         rows = [row[: config.text_len] for row in token_rows(self.table, joined)]
-        longest = max((len(row) for row in rows), default=0)
+        longest = max((1, *(len(row) for row in rows)))  # one place where no text has a token
         padded = [row + [0] * (longest - len(row)) for row in rows]
         token_NT = torch.tensor(padded, dtype=torch.int64).view(len(rows), longest)
         length_N1 = torch.tensor([len(row) for row in rows], dtype=torch.int64)[:, None]

@@ -106,6 +106,16 @@ def test_an_item_without_training_events_is_its_text_alone(pool: str) -> None:
     assert_close(vectors(built)[4:], new_ND)
 
 
+@pools
+def test_a_column_that_no_new_item_has_adds_nothing(pool: str) -> None:
+    built = build(pool=pool)
+    one, other = {"title": "t3", "category": None}, {"title": "t3", "category": "t8"}
+    alone_ND, both_ND = (built.rows_for_new(texts, components.tables()) for texts in ([one], [one, other]))
+    assert alone_ND.abs().sum() > 0
+    assert_close(alone_ND[0], both_ND[0])
+    assert (built.rows_for_new([{}], components.tables()) == 0).all()
+
+
 def test_an_item_without_training_events_is_no_wrong_answer_in_training() -> None:
     built, state_ND = build(counts=[3, 1, 2, 1, 0, 0], dropout=0.0), torch.randn(3, DIM)
     share_NI = built.train().scoring().score(state_ND).softmax(1)
