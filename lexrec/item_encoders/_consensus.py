@@ -70,13 +70,15 @@ class Consensus(nn.Module):
 
         Args:
             experts: all trained experts of Round 1.
-            weight_E: of each expert, the weight of each parameter that is averaged: its shape, or one number.
+            weight_E: of each expert, the weight of each parameter that was trained: its shape, or one number.
+                Of what was not trained the plain mean is taken.
         """
         self.thaw()
         of_expert = [dict(experts[m].named_parameters()) for m in self.members]
         for name, parameter in self.named_parameters():
             values = [parameters[name] for parameters in of_expert]
-            parameter.copy_(weighted_average(values, [weight_E[m][name] for m in self.members]))
+            weights = [weight_E[m].get(name, torch.zeros(())) for m in self.members]
+            parameter.copy_(weighted_average(values, weights))
 
     def _choose(self, asked: Interests, aligned_VD: Tensor) -> Chosen:
         """The K tokens of each interest by the average filter."""

@@ -89,13 +89,15 @@ class Mltfr(ItemEncoder):
         return Embedded(e_BLD, plain.aux, added_BLD)
 
     def averaged(self) -> list[str]:
-        """Names of the expert parameters that the consensus averages, as `experts.M.NAME`."""
-        return [
+        """Names of the trained parameters that the consensus averages, as `experts.M.NAME`."""
+        own = dict(self.named_parameters())
+        names = [
             f"experts.{m}.{name}"
             for consensus in self.consensus
             for m in consensus.members  # type: ignore[union-attr]
             for name, _ in consensus.named_parameters()
         ]
+        return [name for name in names if own[name].requires_grad]
 
     def agree(self, first_round: "Mltfr", importance: Mapping[str, Tensor]) -> None:
         """Set the consensus experts from the experts of Round 1.

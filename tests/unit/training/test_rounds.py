@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.testing import assert_close
 
-from lexrec.config import RunConfig, run_config
+from lexrec.config import RunConfig, load_recipe, run_config
 from lexrec.data.dataset import Dataset
 from lexrec.errors import ConfigError, RunError
 from lexrec.item_encoders.mltfr import Mltfr
@@ -257,3 +257,29 @@ def test_a_consensus_of_one_is_refused_before_there_is_a_run(
     with pytest.raises(ConfigError, match=r"two tables of one width, these have 12, 8; item_encoder\.pca=8"):
         train(two_rounds(tables[1:]), data=data, out=tmp_path / "run", track=())
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("preset", ["paper", "release"])
+def test_the_papers_and_the_releases_recipes_train(
+    preset: str, data: Dataset, tables: list[str], tmp_path: Path
+) -> None:
+    shipped = load_recipe(
+        f"sasrec_mltfr_{preset}",
+        [
+            f"item_encoder.tables={json.dumps(tables)}",
+            *("item_encoder.pca=6", "item_encoder.k=3", "model.dim=8", "model.max_len=6"),
+            *(
+                "train.max_epochs=2",
+                "train.batch_size=8",
+                "rounds.max_epochs=2",
+                "rounds.fisher.n_samples=16",
+            ),
+        ],
+    )
+    run = train(shipped, data=data, out=tmp_path / "run", track=())
+    found = evaluate(run, device="cpu").protocol
+    assert (found.selected_on, found.allow_leak) == ("test", True)
+    (consensus,) = encoder(run).consensus
+    assert consensus.members == (0, 1, 2)
+    scales = {name for name in load_file(run.round(1) / "fisher.safetensors") if "logit_scale" in name}
+    assert not scales, "the paper's cosine has no scale to learn"
