@@ -61,7 +61,7 @@ def share_learnt(
 
 
 def lessons() -> list[tuple[str, str, str]]:
-    """Who learns what: every backbone under every objective, two under every encoder, and MLTFR under each."""
+    """Who learns what: every backbone under every objective, two under every encoder, all with MLTFR."""
     found = [(m, "id_embedding", o) for m in MODELS for o in OBJECTIVES]
     found += [(m, e, o) for m in ("sasrec", "bert4rec") for e in ENCODERS for o in OBJECTIVES]
     found += [(m, "mltfr", "last_item") for m in MODELS]
