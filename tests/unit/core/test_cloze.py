@@ -144,7 +144,7 @@ def test_token_tables_are_chosen_by_what_is_not_masked(interest: str) -> None:
     with torch.no_grad():
         row = collate([[1, MASK, 2, MASK, 3]], MAX_LEN)
         chosen = model.items.inspect(row)
-        model.items.embedding.weight[MASK] += 5.0
+        model.items.items.embedding.weight[MASK] += 5.0
         again = model.items.inspect(row)
     for one, other in zip(chosen, again, strict=True):
         assert torch.equal(one.token_BK, other.token_BK)
