@@ -18,7 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", choices=["test", "validation"], default="test", help="default: test")
     parser.add_argument("--k", metavar="K,K", help="lengths of the lists (5,10,20; with --pool 1,5,10)")
     parser.add_argument("--data", metavar="DIR", help="its data set, where that was moved since training")
-    parser.add_argument("--seen", choices=["remove", "keep"], default="remove", help="items of the history")
+    parser.add_argument(
+        "--seen", choices=["remove", "keep", "zero"], default="remove", help="items of the history"
+    )
     parser.add_argument(
         "--ties",
         choices=["expected", "optimistic", "pessimistic"],
@@ -103,6 +105,7 @@ def _ks(text: str) -> tuple[int, ...]:
 
 def _print(where: str, result: "Evaluation") -> None:
     from lexrec.commands._print import print_table
+    from lexrec.evaluation.protocol import SEEN_IN_WORDS
 
     protocol = result.protocol
     against = f"{protocol.n_candidates:,} items"
@@ -110,7 +113,7 @@ def _print(where: str, result: "Evaluation") -> None:
         against = f"{protocol.pool} random unseen items each (seed {protocol.pool_seed})"
     print(
         f"{where}: {protocol.n_events:,} {protocol.split} events against {against}; "
-        f"seen items {'removed' if protocol.seen == 'remove' else 'kept'}, ties {protocol.ties}, "
+        f"seen items {SEEN_IN_WORDS[protocol.seen]}, ties {protocol.ties}, "
         f"weights picked on {protocol.selected_on}"
     )
     names = list(dict.fromkeys(name.partition("@")[0] for name in result.metrics))

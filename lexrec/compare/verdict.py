@@ -10,7 +10,7 @@ from typing import Any
 from lexrec.compare.results import ArmResult
 from lexrec.compare.settings import SEEDS_FOR_A_VERDICT, CompareConfig
 from lexrec.compare.statistics import ALPHA
-from lexrec.evaluation.protocol import Protocol
+from lexrec.evaluation.protocol import SEEN_IN_WORDS, Protocol
 
 
 def verdict(results: Sequence[ArmResult], pairs: Sequence[dict[str, Any]], settings: CompareConfig) -> str:
@@ -34,7 +34,7 @@ def verdict(results: Sequence[ArmResult], pairs: Sequence[dict[str, Any]], setti
 
 def protocol_line(protocol: Protocol) -> str:
     """The protocol in one line."""
-    seen = {"remove": "removed", "keep": "kept", "zero": "scored 0"}[protocol.seen]
+    seen = SEEN_IN_WORDS[protocol.seen]
     unreachable = f", {protocol.n_unreachable:,} of them out of reach" if protocol.n_unreachable else ""
     return (
         f"Protocol: {protocol.n_events:,} {protocol.split} events ({protocol.split_rule}){unreachable}, "

@@ -8,6 +8,7 @@ from lexrec.evaluation.events import Split
 from lexrec.evaluation.ranks import Ties
 
 Seen = Literal["remove", "keep", "zero"]
+SEEN_IN_WORDS: dict[Seen, str] = {"remove": "removed", "keep": "kept", "zero": "scored 0"}
 Candidates = Literal["all", "train"]
 SelectedOn = Literal["nothing", "validation", "test"]
 

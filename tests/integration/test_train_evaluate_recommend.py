@@ -172,6 +172,8 @@ def test_every_recipe_is_measured_and_recommends(runs, name):
 def test_the_evaluation_stays_in_the_run_and_prints_its_groups(runs):
     (text,) = several(["evaluate", str(runs / "markov"), "--split", "validation", "--seen", "keep"])
     assert "300 validation events against 60 items; seen items kept" in text
+    (text,) = several(["evaluate", str(runs / "markov"), "--split", "validation", "--seen", "zero"])
+    assert "300 validation events against 60 items; seen items scored 0" in text
     assert "training events of the target" in text
     kept = runs / "markov" / "evaluations" / "validation-seen-keep"
     assert {path.name for path in kept.iterdir()} == {
