@@ -95,7 +95,9 @@ class ScoringTable:
 
     def query(self, hidden_ND: Tensor) -> Tensor:
         """Hidden states ready for a dot product with `block` rows."""
-        return self.scale * (F.normalize(hidden_ND, dim=-1) if self.normalise else hidden_ND)
+        if self.normalise:
+            hidden_ND = F.normalize(hidden_ND, dim=-1)
+        return hidden_ND if isinstance(self.scale, float) and self.scale == 1 else self.scale * hidden_ND
 
     def block(self, first: int, last: int) -> Tensor:
         """Rows of items first..last-1, normalised if this table is, [last - first, D]."""

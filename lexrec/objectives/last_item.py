@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lexrec.data.batch import PAD, Batch, with_slots
 from lexrec.models.base import SequenceModel
-from lexrec.objectives._losses import LossConfig, draw_negatives, target_loss, weighted_mean
+from lexrec.objectives._losses import LossConfig, draw_negatives, mean_loss
 from lexrec.objectives.base import Objective, Targets
 
 
@@ -48,6 +48,5 @@ class LastItem(Objective):
 
     def loss(self, model: SequenceModel, batch: Batch, targets: Targets) -> dict[str, Tensor]:
         hidden_B1D, aux = model.encode_next(targets.inputs)
-        loss_B = target_loss(hidden_B1D[:, 0], model.scoring(), targets, self.config)
-        loss = weighted_mean(loss_B, targets.weight_N)
+        loss = mean_loss(hidden_B1D[:, 0], model.scoring(), targets, self.config)
         return {"loss": loss + sum(aux.values()), self.config.loss: loss, **aux}

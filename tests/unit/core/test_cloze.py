@@ -9,7 +9,7 @@ from lexrec.data.batch import Batch, collate
 from lexrec.errors import ConfigError
 from lexrec.models.base import SequenceModel
 from lexrec.models.bert4rec import BERT4Rec
-from lexrec.objectives._losses import LossConfig, target_loss
+from lexrec.objectives._losses import LossConfig, mean_loss
 from lexrec.objectives.base import Targets
 from lexrec.training.step import Step
 from tests.components import MAX_LEN, N_ITEMS, build, build_objective
@@ -127,8 +127,9 @@ def test_the_loss_is_the_mean_over_masked_items(loss: str) -> None:
         negative = None if made.negative_NK is None else made.negative_NK[i : i + 1]
         alone = made._replace(target_N=batch.item_BL[row, place][None], negative_NK=negative)
         given = LossConfig(loss=loss, n_negatives=4)
-        one_by_one.append(target_loss(hidden_BLD[row, place][None], model.scoring(), alone, given))
-    assert_close(found["loss"], torch.cat(one_by_one).mean())
+        alone = alone._replace(weight_N=torch.ones(1))
+        one_by_one.append(mean_loss(hidden_BLD[row, place][None], model.scoring(), alone, given))
+    assert_close(found["loss"], torch.stack(one_by_one).mean())
 
 
 @pytest.mark.parametrize("interest", ["prefix", "sequence"])

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from lexrec.data.batch import Batch, collate
 from lexrec.item_encoders.base import ScoringTable
 from lexrec.objectives import _losses
-from lexrec.objectives._losses import LossConfig, draw_negatives, target_loss, weighted_mean
+from lexrec.objectives._losses import LossConfig, draw_negatives, mean_loss
 from lexrec.objectives.base import Targets
 from tests import components
 
@@ -27,21 +27,39 @@ def targets(target_N: torch.Tensor, negative_NK: torch.Tensor | None = None) -> 
     return Targets(NO_BATCH, target_N, target_N, torch.ones(len(target_N)), negative_NK)
 
 
+def each(hidden_ND: torch.Tensor, table: ScoringTable, given: Targets, config: LossConfig) -> torch.Tensor:
+    """The loss of each target, as the mean over it alone."""
+    one_NN = torch.eye(len(given.target_N))
+    return torch.stack([mean_loss(hidden_ND, table, given._replace(weight_N=w_N), config) for w_N in one_NN])
+
+
 def test_ce_is_the_full_softmax() -> None:
     weight_ID, hidden_ND, target_N = torch.randn(9, 4), torch.randn(3, 4), torch.tensor([1, 9, 4])
-    loss_N = target_loss(hidden_ND, scoring(weight_ID), targets(target_N), LossConfig())
+    loss_N = each(hidden_ND, scoring(weight_ID), targets(target_N), LossConfig())
     assert_close(loss_N, -(hidden_ND @ weight_ID.T).log_softmax(1)[torch.arange(3), target_N - 1])
 
 
 def test_bce_by_hand() -> None:
     weight_ID = torch.tensor([[1.0], [2.0], [-1.0]])
-    given = targets(torch.tensor([2]), torch.tensor([[1, 3]]))
-    loss_N = target_loss(
+    given, sigmoid = targets(torch.tensor([2]), torch.tensor([[1, 3]])), lambda x: 1 / (1 + math.exp(-x))
+    loss = mean_loss(
         torch.tensor([[0.5]]), scoring(weight_ID), given, LossConfig(loss="bce", n_negatives=2)
     )
-    sigmoid = lambda x: 1 / (1 + math.exp(-x))  # noqa: E731
-    expected = -math.log(sigmoid(1.0)) - math.log(1 - sigmoid(0.5)) - math.log(1 - sigmoid(-0.5))
-    assert loss_N.item() == pytest.approx(expected)
+    prior = math.log(1 / 2)
+    wrong = math.log(1 - sigmoid(0.5 + prior)) + math.log(1 - sigmoid(-0.5 + prior))
+    assert loss.item() == pytest.approx(-math.log(sigmoid(1.0 + prior)) - wrong)
+
+
+@pytest.mark.parametrize(("loss", "k"), [("bce", 1), ("bce", 8), ("gbce", 8)])
+def test_a_common_vector_is_nothing_to_learn_at_first(loss: str, k: int) -> None:
+    """With all scores equal the derivative by a common shift of them is 0, however many negatives."""
+    config = LossConfig(loss=loss, n_negatives=k)  # type: ignore[arg-type]
+    target_N = torch.arange(1, 7)
+    negative_NK = draw_negatives(target_N, 40, config, torch.Generator().manual_seed(0))
+    shift = torch.zeros((), requires_grad=True)
+    table = scoring(torch.zeros(40, 4), bias_I=shift.expand(40))
+    mean_loss(torch.randn(6, 4), table, targets(target_N, negative_NK), config).backward()
+    assert_close(shift.grad, torch.zeros(()), rtol=0, atol=1e-6)
 
 
 def test_gbce_lies_between_bce_and_full_calibration() -> None:
@@ -51,8 +69,10 @@ def test_gbce_lies_between_bce_and_full_calibration() -> None:
     assert _losses.gbce_beta(10, 101, 0.75) == pytest.approx(0.1 * (0.75 * (1 - 10) + 10))
     positive_N, negative_NK = torch.tensor([0.3]), torch.tensor([[0.1, -2.0]])
     is_wrong_NK = torch.ones(1, 2, dtype=torch.bool)
-    plain, calibrated = (_losses.bce(positive_N, negative_NK, is_wrong_NK, beta) for beta in (1.0, 0.1))
-    assert_close(plain - calibrated, 0.9 * -F.logsigmoid(positive_N))
+    for beta in (1.0, 0.1):
+        prior = math.log(beta / 2)
+        expected = -beta * F.logsigmoid(positive_N + prior) - F.logsigmoid(-negative_NK - prior).sum(1)
+        assert_close(_losses.bce(positive_N, negative_NK, is_wrong_NK, beta), expected)
 
 
 def test_sampled_softmax_with_every_negative_is_the_full_softmax() -> None:
@@ -87,11 +107,11 @@ def test_negatives_cover_the_catalogue_and_the_target_never_counts(shared: bool)
         return
     assert negative_NK.shape == (1, 40)
     weight_ID, hidden_ND = torch.randn(5, 4), torch.randn(5, 4)
-    found_N = target_loss(hidden_ND, scoring(weight_ID), targets(target_N, negative_NK), config)
+    found_N = each(hidden_ND, scoring(weight_ID), targets(target_N, negative_NK), config)
     logit_NI = hidden_ND @ weight_ID.T
     for n in range(5):
         wrong = [i - 1 for i in negative_NK[0].tolist() if i != n + 1]
-        expected = F.softplus(-logit_NI[n, n]) + F.softplus(logit_NI[n, wrong]).sum()
+        expected = F.softplus(-logit_NI[n, n] + math.log(40)) + F.softplus(logit_NI[n, wrong] - math.log(40)).sum()
         assert_close(found_N[n], expected)
 
 
@@ -106,9 +126,14 @@ def test_a_head_normalises_scales_and_shifts() -> None:
 
 
 def test_weights_leave_unused_slots_out() -> None:
-    loss_N = torch.tensor([1.0, 3.0, 100.0])
-    assert weighted_mean(loss_N, torch.tensor([1.0, 1.0, 0.0])) == 2.0
-    assert weighted_mean(loss_N, torch.zeros(3)) == 0.0
+    weight_ID, hidden_ND, target_N = torch.randn(9, 4), torch.randn(3, 4), torch.tensor([1, 9, 4])
+    for config in (LossConfig(), LossConfig(loss="bce", n_negatives=2)):
+        negative_NK = draw_negatives(target_N, 9, config, torch.Generator().manual_seed(0))
+        given, table = targets(target_N, negative_NK), scoring(weight_ID)
+        loss_N = each(hidden_ND, table, given, config)
+        some = given._replace(weight_N=torch.tensor([1.0, 1.0, 0.0]))
+        assert_close(mean_loss(hidden_ND, table, some, config), loss_N[:2].mean())
+        assert mean_loss(hidden_ND, table, given._replace(weight_N=torch.zeros(3)), config) == 0.0
 
 
 def test_next_item_pairs_each_item_with_its_successor() -> None:
