@@ -4,7 +4,7 @@ Dimension key: E events, R events of one batch, I item indexes 0..n + 1.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -23,7 +23,15 @@ from lexrec.evaluation import metrics
 from lexrec.evaluation.events import Asked, Events, Pairs, Split, batches, evaluation_events
 from lexrec.evaluation.pool import draw_pools, pool_ranks, sampled
 from lexrec.evaluation.protocol import Candidates, Protocol, Seen, SelectedOn
-from lexrec.evaluation.ranks import BLOCK, Aside, NanScoreError, Ties, target_ranks, top_k
+from lexrec.evaluation.ranks import (
+    BLOCK,
+    Aside,
+    NanScoreError,
+    Ties,
+    TopK,
+    ranks_and_lists,
+    target_ranks,
+)
 from lexrec.evaluation.scorer import ModelScorer, Scorer
 
 HISTORY_EDGES = (0, 1, 5, 10, 20, 50)
@@ -41,9 +49,9 @@ class EvaluationConfig(Config):
     ties: Ties = "expected"
     candidates: Candidates = "all"
     batch_size: int = Field(256, ge=1)
-    """Events ranked at once; memory grows with batch_size * block."""
-    block: int = Field(BLOCK, ge=1)
-    """Items scored at once; one block that holds the whole catalogue is scored once instead of twice."""
+    """Histories encoded at once."""
+    block: int | None = Field(None, ge=1)
+    """Items scored at once; null: as many as suit the device. No result depends on it."""
     pool: int | None = Field(None, ge=1)
     """Rank each target among so many random items its user has not met, not among the whole catalogue. Easier
     by far: such figures compare with nothing but figures of the same pools."""
@@ -125,7 +133,7 @@ def evaluate(
     split: Split = "test",
     selected_on: SelectedOn = "nothing",
     allow_leak: bool = False,
-    light: Sequence[Asked] | bool = False,
+    light: bool = False,
 ) -> Evaluation:
     """Rank every event of a split against the whole catalogue.
 
@@ -136,8 +144,7 @@ def evaluate(
         split: the part to measure.
         selected_on: the part that chose the model, for the protocol.
         allow_leak: whether its training was allowed to see its targets, for the protocol.
-        light: accuracy only, without groups and without lists: for validation after each epoch. In place
-            of True the events of the split as `batches` cut them, kept from one call to the next.
+        light: accuracy only, without groups and without lists.
 
     Raises:
         DataError: the data set has no such events.
@@ -146,14 +153,9 @@ def evaluate(
     settings = settings or EvaluationConfig()
     asks = questions(dataset, split, settings)
     events, is_candidate_I, item_EP = asks
-    if isinstance(light, bool):
-        asked: Iterable[Asked] = batches(
-            dataset, events, settings.batch_size, scorer.max_len, trims=scorer.trims
-        )
-    else:
-        asked = light
+    asked = batches(dataset, events, settings.batch_size, scorer.max_len, trims=scorer.trims)
     # A pool is no list that a user would be shown: variety has no meaning there.
-    with_lists = light is False and item_EP is None
+    with_lists = not light and item_EP is None
     rank_E, shown = _rank_all(scorer, dataset, asked, settings, asks, with_lists=with_lists)
     protocol = protocol_of(dataset, split, settings, asks)
     protocol = protocol.model_copy(update={"selected_on": selected_on, "allow_leak": allow_leak})
@@ -162,6 +164,20 @@ def evaluate(
         return Evaluation(protocol, values, {}, rank_E.astype(np.float32))
     result = of_ranks(protocol, rank_E, dataset, events)
     return replace(result, metrics=result.metrics | _variety(shown, dataset, is_candidate_I))
+
+
+def accuracy(
+    scorer: Scorer, dataset: Dataset, asked: Iterable[Asked], settings: EvaluationConfig, split: Split
+) -> dict[str, float]:
+    """The accuracy that `evaluate` finds, for events that are kept from one call to the next.
+
+    Args:
+        asked: all events of the split, as `batches` cuts them.
+        scorer, dataset, settings, split: as for `evaluate`.
+    """
+    asks = questions(dataset, split, settings)
+    rank_E, _ = _rank_all(scorer, dataset, asked, settings, asks, with_lists=False)
+    return metrics.accuracy(rank_E, settings.k)
 
 
 class Questions(NamedTuple):
@@ -238,16 +254,15 @@ def _rank_all(
     shown = {k: np.zeros(dataset.n_items + 2, dtype=np.int64) for k in settings.k if with_lists}
     for asked in all_asked:
         query = scorer.encode(asked.batch)
-        aside = _aside(asked, settings, asks)
         try:
-            rank_R = _ranks(scorer, query, asked, aside, settings, asks)
+            rank_R, top = _ranks(scorer, query, asked, asks, settings, with_lists=with_lists)
         except NanScoreError as error:
             raise _nan_error(scorer, dataset, int(asked.batch.user_B[error.row])) from error
         ranks.append((asked.pick_R, rank_R.numpy()))
-        if with_lists:
-            top = top_k(scorer, query, settings.k[-1], aside, block=settings.block)
+        if top is not None:
+            item_RK = top.item_BK.cpu().numpy()
             for k, shown_I in shown.items():
-                shown_I += np.bincount(top.item_BK[:, :k].flatten().cpu().numpy(), minlength=len(shown_I))
+                shown_I += np.bincount(item_RK[:, :k].ravel(), minlength=len(shown_I))
     for shown_I in shown.values():
         shown_I[0] = 0  # PAD fills lists that end early
     rank_E = np.empty(sum(len(pick_R) for pick_R, _ in ranks))
@@ -265,15 +280,19 @@ def _aside(asked: Asked, settings: EvaluationConfig, asks: Questions) -> Aside:
 
 
 def _ranks(
-    scorer: Scorer, query: Any, asked: Asked, aside: Aside, settings: EvaluationConfig, asks: Questions
-) -> torch.Tensor:
-    ties, block = settings.ties, settings.block
+    scorer: Scorer, query: Any, asked: Asked, asks: Questions, settings: EvaluationConfig, *, with_lists: bool
+) -> tuple[torch.Tensor, TopK | None]:
+    """Ranks of one batch, and its lists where they are wanted."""
+    ties, block, k = settings.ties, settings.block, settings.k[-1]
     if asks.item_EP is None:
-        return target_ranks(scorer, query, asked.target_R, aside, ties=ties, block=block)
+        aside = _aside(asked, settings, asks)
+        if with_lists:
+            return ranks_and_lists(scorer, query, asked.target_R, k, aside, ties=ties, block=block)
+        return target_ranks(scorer, query, asked.target_R, aside, ties=ties, block=block), None
     pool_RP = torch.from_numpy(asks.item_EP[asked.pick_R])
-    rank_R = pool_ranks(scorer, query, asked.target_R.cpu(), pool_RP, ties=ties, block=block)
+    rank_R = pool_ranks(scorer, query, asked.target_R.cpu(), pool_RP, ties=ties, block=block or BLOCK)
     rank_R[torch.from_numpy(~asks.is_candidate_I[asked.target_R.cpu().numpy()])] = torch.inf
-    return rank_R
+    return rank_R, None
 
 
 def _candidates(dataset: Dataset, rule: Candidates) -> NDArray[np.bool_]:

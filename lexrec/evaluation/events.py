@@ -8,7 +8,7 @@ Dimension key: E evaluation events, N events of the data set, R events of one ba
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -43,6 +43,21 @@ class Pairs(NamedTuple):
         """The pairs whose item lies in first..last-1, items counted from `first`."""
         here_S = (self.item_S >= first) & (self.item_S < last)
         return Pairs(self.row_S[here_S], self.item_S[here_S] - first)
+
+    def split(self, bounds: Sequence[int]) -> list["Pairs"]:
+        """The pairs of rows bounds[i]..bounds[i + 1] - 1 for each i, rows counted from bounds[i].
+
+        The bounds ascend from 0 to the number of rows.
+        """
+        if len(bounds) == 2 or len(self.row_S) == 0:
+            return [self] * (len(bounds) - 1)
+        row_S, item_S = self
+        if (row_S[1:] < row_S[:-1]).any():
+            order_S = row_S.argsort()
+            row_S, item_S = row_S[order_S], item_S[order_S]
+        cuts = torch.searchsorted(row_S, torch.tensor(bounds, device=row_S.device)).tolist()
+        parts = zip(bounds, pairwise(cuts), strict=False)
+        return [Pairs(row_S[a:b] - first_row, item_S[a:b]) for first_row, (a, b) in parts]
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,14 @@
-"""Exact ranks and top-k lists over the whole catalogue, a block of items at a time.
+"""Exact ranks and top-k lists over the whole catalogue, some rows and a block of items at a time.
 
-Memory is bounded by one block of scores, rows x `block` floats, however large the catalogue is; nothing
-of the size of rows x items exists. Items set aside are overwritten inside the block they fall in.
+Memory is bounded by one tile of scores, however large batch and catalogue are; nothing of the size of
+rows x items exists. Items set aside are overwritten inside the tile they fall in.
 
-Dimension key: B rows, J items of one block, C chunks of a block, K list length, M columns left of a block,
-I item indexes 0..n + 1, D items barred from a block.
+Dimension key: B rows, J items of one block, K list length, I item indexes 0..n + 1, D items barred from a
+block, S pairs set aside.
 """
 
+from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -16,15 +18,14 @@ from lexrec.data.batch import PAD
 from lexrec.errors import RunError
 from lexrec.evaluation.events import Pairs
 from lexrec.evaluation.scorer import Scorer
+from lexrec.kernels.ranking import NO_KEY, best_keys, count_rivals, items_of, scores_of
 
 Ties = Literal["expected", "optimistic", "pessimistic"]
 TIE_SHARE = {"expected": 0.5, "optimistic": 0.0, "pessimistic": 1.0}
 """Places a tied item costs the target."""
 
 BLOCK = 16384
-"""Items scored at once: 16 MiB of float32 scores for 256 rows."""
-
-_CHUNK = 64
+"""Items of a block where the catalogue is too large for one, or the rows cannot be parted."""
 
 
 class NanScoreError(RunError):
@@ -66,7 +67,7 @@ def target_ranks(
     aside: Aside,
     *,
     ties: Ties = "expected",
-    block: int = BLOCK,
+    block: int | None = None,
 ) -> Tensor:
     """Rank of each target among the items that compete: 1 + greater + share * tied.
 
@@ -77,7 +78,7 @@ def target_ranks(
             `aside.is_allowed_I` bars cannot be recommended: its rank is inf.
         aside: what does not compete, or not with its own score.
         ties: what an item with exactly the target's score costs: half a place, none or a whole one.
-        block: items scored at once.
+        block: items scored at once; None: as many as suit the device.
 
     Returns:
         float64 ranks on the CPU, [B].
@@ -85,33 +86,44 @@ def target_ranks(
     Raises:
         NanScoreError: a score is NaN; comparisons with it would flatter the model.
     """
-    catalogue = _Catalogue(scorer, query, aside, block)
-    goal_B1 = catalogue.gather(target_B)[:, None]
-    rank_B = torch.ones(len(target_B), dtype=torch.float64, device=goal_B1.device)
-    own = Pairs(torch.arange(len(target_B), device=target_B.device), target_B)
-    for first, last in catalogue.spans:
-        score_BJ = catalogue.score(first, last)
-        # NaN neither beats nor ties, whatever the target's score is; -inf would tie with -inf.
-        catalogue.set_aside(score_BJ, first, last, torch.nan, own)
-        # Summing floats is several times faster than summing booleans, and exact up to 16 million.
-        compared_BJ = torch.empty_like(score_BJ)
-        greater_B = torch.gt(score_BJ, goal_B1, out=compared_BJ).sum(1)
-        tied_B = torch.eq(score_BJ, goal_B1, out=compared_BJ).sum(1)
-        rank_B += greater_B.double() + TIE_SHARE[ties] * tied_B.double()
-    rank_B = rank_B.cpu()
-    if aside.is_allowed_I is not None:
-        rank_B[~aside.is_allowed_I[target_B.cpu()]] = torch.inf
-    return rank_B
+    ranks = []
+    for part in _parts(scorer, query, aside, block):
+        rivals = _Rivals(part, target_B)
+        for first, last in part.spans:
+            rivals.count(first, last)
+        ranks.append(rivals.rank_B(ties))
+    return _reachable(torch.cat(ranks), target_B, aside)
 
 
-def top_k(
+def ranks_and_lists(
     scorer: Scorer,
     query: Any,
+    target_B: Tensor,
     k: int,
     aside: Aside,
     *,
-    block: int = BLOCK,
-) -> TopK:
+    ties: Ties = "expected",
+    block: int | None = None,
+) -> tuple[Tensor, TopK]:
+    """`target_ranks` and `top_k` of the same rows, from scores that are made once.
+
+    Args:
+        k: length of the lists, at least 1.
+        scorer, query, target_B, aside, ties, block: as for `target_ranks`.
+    """
+    ranks, lists = [], []
+    for part in _parts(scorer, query, aside, block):
+        rivals, best = _Rivals(part, target_B), _Best(k)
+        for first, last in part.spans:
+            score_BJ = rivals.count(first, last)
+            part.set_aside(score_BJ, first, last, -torch.inf)
+            best.add(score_BJ, first)
+        ranks.append(rivals.rank_B(ties))
+        lists.append(best.key_BK)
+    return _reachable(torch.cat(ranks), target_B, aside), _unkey(lists)
+
+
+def top_k(scorer: Scorer, query: Any, k: int, aside: Aside, *, block: int | None = None) -> TopK:
     """The k best items of each row, exactly; equal scores in order of the item index.
 
     Args:
@@ -119,117 +131,166 @@ def top_k(
         query: `scorer.encode` of the batch.
         k: length of the lists, at least 1.
         aside: what is not to be shown, or scores 0.
-        block: items scored at once.
+        block: items scored at once; None: as many as suit the device.
 
     Raises:
-        NanScoreError: a score is NaN.
+        NanScoreError: a score of an item that may be shown is NaN.
     """
-    catalogue = _Catalogue(scorer, query, aside, block)
-    best_BK: Tensor | None = None
-    for first, last in catalogue.spans:
-        score_BJ = catalogue.score(first, last)
-        catalogue.set_aside(score_BJ, first, last, -torch.inf)
-        key_BM = _block_keys(score_BJ, first, k)
-        if best_BK is None:
-            nothing_B1 = score_BJ.new_full((len(score_BJ), 1), -torch.inf)
-            best_BK = _key(nothing_B1, torch.zeros_like(nothing_B1, dtype=torch.int64)).expand(-1, k)
-        best_BK = torch.cat([best_BK, key_BM], dim=1).topk(k, dim=1).values
-    assert best_BK is not None
-    return _unkey(best_BK)
+    lists = []
+    for part in _parts(scorer, query, aside, block):
+        best = _Best(k)
+        for first, last in part.spans:
+            score_BJ = part.score(first, last)
+            part.set_aside(score_BJ, first, last, -torch.inf)
+            best.add(score_BJ, first)
+        lists.append(best.key_BK)
+    return _unkey(lists)
 
 
-class _Catalogue:
-    """The scores of one batch, block by block, over the blocks in which anything may compete."""
+class _Tile(NamedTuple):
+    """How much is scored at once on one kind of device."""
 
-    def __init__(self, scorer: Scorer, query: Any, aside: Aside, block: int) -> None:
+    cells: int
+    """Scores of a tile: what a CPU's cache holds, or what keeps a GPU busy."""
+    whole: int
+    """The largest catalogue that is one block: its scores are needed once for ranks, otherwise twice."""
+
+
+_TILES = {"cpu": _Tile(2**20, 2**17), "cuda": _Tile(2**28, 2**22)}
+_FEWEST_ROWS = 32
+
+
+def _parts(scorer: Scorer, query: Any, aside: Aside, block: int | None) -> "Iterator[_Part]":
+    """The rows of a batch, a tile's worth at a time; all at once where the query is no tensor of rows."""
+    n_items = scorer.n_items
+    if not isinstance(query, Tensor):
+        yield _Part(scorer, query, aside, slice(0, None), block or BLOCK)
+        return
+    tile = _TILES.get(query.device.type, _TILES["cpu"])
+    block = min(block or (n_items if n_items <= tile.whole else BLOCK), n_items)
+    n_parts = max(1, -(-len(query) // max(_FEWEST_ROWS, tile.cells // block)))
+    bounds = [len(query) * i // n_parts for i in range(n_parts + 1)]
+    exclude, zero = aside.exclude.split(bounds), aside.zero.split(bounds)
+    for i, (first, last) in enumerate(pairwise(bounds)):
+        here = Aside(exclude[i], zero[i], aside.is_allowed_I)
+        yield _Part(scorer, query[first:last], here, slice(first, last), block)
+
+
+class _Part:
+    """Some rows of a batch, scored block by block over the blocks in which anything may compete."""
+
+    def __init__(self, scorer: Scorer, query: Any, aside: Aside, rows: slice, block: int) -> None:
+        self.scorer, self.query, self.aside, self.rows = scorer, query, aside, rows
         end, allowed = scorer.n_items + 1, aside.is_allowed_I
         spans = [(first, min(first + block, end)) for first in range(1, end, block)]
-        self.scorer, self.query, self.aside = scorer, query, aside
         self.spans = [s for s in spans if allowed is None or allowed[slice(*s)].any()] or spans[:1]
-        self._kept: Tensor | None = None
-
-    def gather(self, target_B: Tensor) -> Tensor:
-        """Each target's score, taken from the same block its rivals are compared in, [B].
-
-        A dot product of its own may round differently from the block's matrix product, and the target
-        would lose to, or beat, its equals by a rounding error. NaN where no block holds the target.
-        """
-        goal_B: Tensor | None = None
-        for first, last in self.spans:
-            row_S = ((target_B >= first) & (target_B < last)).nonzero()[:, 0]
-            if len(row_S) == 0:
-                continue
-            score_BJ = self._checked(first, last)
-            column_S = (target_B[row_S] - first).to(score_BJ.device)
-            row_S = row_S.to(score_BJ.device)
-            if goal_B is None:
-                goal_B = score_BJ.new_full((len(target_B),), torch.nan)
-            goal_B[row_S] = score_BJ[row_S, column_S]
-            if len(self.spans) == 1:
-                self._kept = score_BJ
-        return torch.full((len(target_B),), torch.nan) if goal_B is None else goal_B
 
     def score(self, first: int, last: int) -> Tensor:
-        """Scores of one block, to be overwritten by the caller, [B, J]."""
-        if self._kept is None:
-            return self._checked(first, last)
-        kept, self._kept = self._kept, None
-        return kept
+        """Scores of one block, to be overwritten by the caller, float32 [B, J]."""
+        score_BJ = self.scorer.score(self.query, first, last).float()
+        self._overwrite(score_BJ, self.aside.zero, first, last, 0.0)
+        return score_BJ
 
-    def set_aside(self, score_BJ: Tensor, first: int, last: int, value: float, *more: Pairs) -> None:
-        """Overwrite the scores of a block's items that do not compete, and of `more` pairs."""
-        for pair in (self.aside.exclude, *more):
-            _overwrite(score_BJ, pair.within(first, last), value)
+    def set_aside(self, score_BJ: Tensor, first: int, last: int, value: float) -> None:
+        """Overwrite the scores of a block's items that do not compete."""
+        self._overwrite(score_BJ, self.aside.exclude, first, last, value)
         if self.aside.is_allowed_I is not None:
             barred_D = (~self.aside.is_allowed_I[first:last]).nonzero()[:, 0]
             score_BJ.index_fill_(1, barred_D.to(score_BJ.device), value)
 
+    def _overwrite(self, score_BJ: Tensor, pairs: Pairs, first: int, last: int, value: float) -> None:
+        if len(pairs.row_S) == 0:
+            return
+        # A block that holds the whole catalogue has them all: looking would make a GPU's host wait.
+        is_whole = last - first == self.scorer.n_items
+        row_S, item_S = Pairs(pairs.row_S, pairs.item_S - 1) if is_whole else pairs.within(first, last)
+        score_BJ[row_S.to(score_BJ.device), item_S.to(score_BJ.device)] = value
+
+
+class _Rivals:
+    """The items that beat or tie each target of a part, counted block by block."""
+
+    def __init__(self, part: _Part, target_B: Tensor) -> None:
+        self.part, self.target_B = part, target_B[part.rows]
+        self.goal_B = torch.full(self.target_B.shape, torch.nan)
+        self.greater_B = self.tied_B = torch.zeros((), dtype=torch.float64)
+        if len(part.spans) == 1:
+            return
+        for first, last in part.spans:
+            if ((self.target_B >= first) & (self.target_B < last)).any():
+                self._find_goals(self._checked(first, last), first)
+
+    def count(self, first: int, last: int) -> Tensor:
+        """Count the rivals of one block. Returns its scores, those of items set aside aside."""
+        score_BJ = self._checked(first, last)
+        if len(self.part.spans) == 1:
+            self._find_goals(score_BJ, first)
+        # NaN neither beats nor ties, whatever the target's score is; -inf would tie with -inf.
+        self.part.set_aside(score_BJ, first, last, torch.nan)
+        own_B1, is_here_B1 = self._own(score_BJ, first)
+        score_B1 = score_BJ.gather(1, own_B1)
+        score_BJ.scatter_(1, own_B1, score_B1.masked_fill(is_here_B1, torch.nan))
+        greater_B, tied_B = count_rivals(score_BJ, self.goal_B)
+        self.greater_B, self.tied_B = self.greater_B + greater_B.double(), self.tied_B + tied_B.double()
+        return score_BJ.scatter_(1, own_B1, self.goal_B[:, None].where(is_here_B1, score_B1))
+
+    def rank_B(self, ties: Ties) -> Tensor:
+        """1 + greater + share * tied, float64 on the CPU, once every block is counted."""
+        return (1 + self.greater_B + TIE_SHARE[ties] * self.tied_B).cpu()
+
+    def _find_goals(self, score_BJ: Tensor, first: int) -> None:
+        """Take the targets' scores from the very block in which their rivals are compared with them.
+
+        A dot product of its own may round differently from the block's matrix product, and the target
+        would lose to, or beat, its equals by a rounding error. NaN where no block holds the target.
+        """
+        own_B1, is_here_B1 = self._own(score_BJ, first)
+        goal_B1 = self.goal_B.to(score_BJ.device)[:, None]
+        self.goal_B = score_BJ.gather(1, own_B1).where(is_here_B1, goal_B1)[:, 0]
+
+    def _own(self, score_BJ: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        """The column of each target, and True where it lies in the block."""
+        column_B1 = (self.target_B.to(score_BJ.device) - first)[:, None]
+        own_B1 = column_B1.clamp(0, score_BJ.shape[1] - 1)
+        return own_B1, own_B1 == column_B1
+
     def _checked(self, first: int, last: int) -> Tensor:
-        score_BJ = self.scorer.score(self.query, first, last).float()
+        score_BJ = self.part.score(first, last)
         is_nan_B = score_BJ.amax(1).isnan()
         if is_nan_B.any():
-            raise NanScoreError(int(is_nan_B.nonzero()[0, 0]))
-        _overwrite(score_BJ, self.aside.zero.within(first, last), 0.0)
+            raise NanScoreError(self.part.rows.start + int(is_nan_B.nonzero()[0, 0]))
         return score_BJ
 
 
-def _overwrite(score_BJ: Tensor, pairs: Pairs, value: float) -> None:
-    score_BJ[pairs.row_S.to(score_BJ.device), pairs.item_S.to(score_BJ.device)] = value
+class _Best:
+    """The k best of each row of a part, over the blocks so far."""
+
+    def __init__(self, k: int) -> None:
+        self.k = k
+        self.key_BK = torch.empty((0, 0), dtype=torch.int64)
+
+    def add(self, score_BJ: Tensor, first: int) -> None:
+        """Let the items of one block compete."""
+        key_BM = best_keys(score_BJ, first, self.k)
+        if len(self.key_BK):
+            key_BM = torch.cat([self.key_BK, key_BM], dim=1)
+        n_absent = self.k - key_BM.shape[1]
+        if n_absent > 0:
+            key_BM = torch.cat([key_BM, key_BM.new_full((len(key_BM), n_absent), NO_KEY)], dim=1)
+        self.key_BK = key_BM.topk(self.k, dim=1).values
 
 
-def _block_keys(score_BJ: Tensor, first: int, k: int) -> Tensor:
-    """Keys of columns that hold the k best of a block, [B, M].
-
-    The best k lie in the k chunks with the greatest maxima: any other chunk has k better ones before it.
-    Looking for them among maxima reads a block once instead of selecting from all of it.
-    """
-    B, J = score_BJ.shape
-    C = J // _CHUNK
-    column_J = torch.arange(J, device=score_BJ.device)
-    if 2 * k >= C:
-        return _key(score_BJ, (column_J + first).expand(B, J))
-    peak_BC = score_BJ[:, : C * _CHUNK].view(B, C, _CHUNK).amax(2)
-    chunk_BK = _item(_key(peak_BC, column_J[:C].expand(B, C)).topk(k, dim=1).values)
-    inside_BM = (chunk_BK[:, :, None] * _CHUNK + column_J[:_CHUNK]).flatten(1)
-    column_BM = torch.cat([inside_BM, column_J[C * _CHUNK :].expand(B, -1)], dim=1)
-    return _key(score_BJ.gather(1, column_BM), column_BM + first)
+def _reachable(rank_B: Tensor, target_B: Tensor, aside: Aside) -> Tensor:
+    if aside.is_allowed_I is not None:
+        rank_B[~aside.is_allowed_I[target_B.cpu()]] = torch.inf
+    return rank_B
 
 
-def _key(score: Tensor, item: Tensor) -> Tensor:
-    """One int64 that sorts by score, then by lower item: ties fall the same way on every device."""
-    bits = (score + 0.0).view(torch.int32)  # + 0.0 turns -0.0 into 0.0, its equal
-    return (_ordered(bits).long() << 32) + (2**32 - 1 - item)
-
-
-def _unkey(key_BK: Tensor) -> TopK:
-    score_BK = _ordered((key_BK >> 32).int()).view(torch.float32)
-    return TopK(_item(key_BK).where(score_BK > -torch.inf, PAD), score_BK)
-
-
-def _item(key: Tensor) -> Tensor:
-    return 2**32 - 1 - (key & (2**32 - 1))
-
-
-def _ordered(bits: Tensor) -> Tensor:
-    """Float bits as integers in the order of the floats; its own inverse."""
-    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+def _unkey(lists: list[Tensor]) -> TopK:
+    key_BK = torch.cat(lists)
+    score_BK = scores_of(key_BK)
+    # NaN sorts first, so a list that has one begins with it.
+    is_nan_B = score_BK[:, 0].isnan()
+    if is_nan_B.any():
+        raise NanScoreError(int(is_nan_B.nonzero()[0, 0]))
+    return TopK(items_of(key_BK).where(score_BK > -torch.inf, PAD), score_BK)

@@ -26,7 +26,10 @@ class Scorer(Protocol):
     """True if rows may be shorter than `max_len` when every history of the batch is."""
 
     def encode(self, batch: Batch) -> Any:
-        """Whatever `score` needs of each row; computed once a batch. The batch may be on another device."""
+        """Whatever `score` needs of each row; computed once a batch. The batch may be on another device.
+
+        Where it is a tensor, its first dimension is the rows, and `score` may be asked for some of them.
+        """
         ...
 
     def score(self, query: Any, first: int, last: int) -> Tensor:
@@ -44,13 +47,16 @@ class ModelScorer:
         self.model = model.freeze()
         self.table = model.scoring()
         self.n_items = self.table.n_items
+        with torch.no_grad():
+            # No copy where the table is plain, and a frozen one is whole in any case.
+            self._row_ID = self.table.block(1, self.n_items + 1).float()
         self.max_len = model.max_len
         self.trims = model.layout == "packed"
         self.device = next(model.parameters()).device
 
     @torch.no_grad()
     def encode(self, batch: Batch) -> Tensor:
-        """Hidden states, [B, D]."""
+        """Hidden states ready for a dot product with the items, float32 [B, D]."""
         if self.model.layout == "packed" and batch.slot_N is None:
             # Before the move: afterwards the count would wait for the device.
             n_items = int(batch.length_B.sum())
@@ -58,7 +64,12 @@ class ModelScorer:
             if n_items < batch.item_BL.numel():
                 batch = with_slots(batch, max(n_items, 1))
         batch = batch.to(self.device)
-        return self.model.encode_next(batch).hidden_BLD[:, -1].float()
+        return self.query(self.model.encode_next(batch).hidden_BLD[:, -1])
+
+    @torch.no_grad()
+    def query(self, hidden_BD: Tensor) -> Tensor:
+        """What `encode` makes of a model's states, for those who have them already."""
+        return self.table.query(hidden_BD.float())
 
     @torch.no_grad()
     def score(self, query: Tensor, first: int, last: int) -> Tensor:
@@ -66,4 +77,7 @@ class ModelScorer:
         # stand; beside copies of themselves they are scored as any batch is.
         n_rows = len(query)
         rows = query if n_rows >= _FEWEST_ROWS else query.repeat(_FEWEST_ROWS, 1)
-        return self.table.score(rows, first, last)[:n_rows]
+        logit_BJ = rows @ self._row_ID[first - 1 : last - 1].T
+        if self.table.bias_I is not None:
+            logit_BJ += self.table.bias_I[first - 1 : last - 1]
+        return logit_BJ[:n_rows]

@@ -65,6 +65,6 @@ class Session:
             return list(zip(found.item_ids[0], found.scores[0], strict=True))
         seen = None if keep_seen else Pairs.of([self._items])
         k = min(k, self._scorer.n_items)
-        best = top_k(self._scorer, self._state.hidden_BD.float(), k, Aside.of(seen))
+        best = top_k(self._scorer, self._scorer.query(self._state.hidden_BD), k, Aside.of(seen))
         rows = zip(best.item_BK[0].tolist(), best.score_BK[0].tolist(), strict=True)
         return [(self._recommender.items.id(item), score) for item, score in rows if item != PAD]

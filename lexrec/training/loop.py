@@ -9,7 +9,7 @@ import torch
 from lexrec.config import RunConfig
 from lexrec.data.dataset import Dataset
 from lexrec.data.windows import Epoch, Samples, Windows
-from lexrec.evaluation.evaluate import EvaluationConfig, evaluate
+from lexrec.evaluation.evaluate import EvaluationConfig, accuracy
 from lexrec.evaluation.events import Asked, batches, evaluation_events
 from lexrec.evaluation.scorer import ModelScorer
 from lexrec.run_dir import RunDir
@@ -123,7 +123,7 @@ class Trainer:
         scorer = ModelScorer(self.step.model)
         settings = EvaluationConfig(k=(k,))
         split = self.config.select_on
-        return evaluate(scorer, self.dataset, settings, split=split, light=self._asked()).metrics
+        return accuracy(scorer, self.dataset, self._asked(), settings, split)
 
     def _asked(self) -> list[Asked]:
         """The validation events, on the device where they fit: they are the same after every epoch."""
