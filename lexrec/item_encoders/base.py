@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from lexrec.tokens.table import TokenTable
 
 
+_FEW = 4
+"""Chosen items of a state up to which products and sums are quicker than a matrix product each."""
+
+
 class ItemEncoderConfig(Config):
     """Base of every item encoder's config."""
 
@@ -115,7 +119,11 @@ class ScoringTable:
         row_NKD = self.take(item_NK)
         if self.normalise:
             row_NKD = F.normalize(row_NKD, dim=-1)
-        logit_NK = (row_NKD @ self.query(hidden_ND)[:, :, None])[..., 0]
+        query_ND = self.query(hidden_ND)
+        if item_NK.shape[1] <= _FEW:
+            logit_NK = (row_NKD * query_ND[:, None]).sum(-1)
+        else:
+            logit_NK = (row_NKD @ query_ND[:, :, None])[..., 0]
         return logit_NK if self.bias_I is None else logit_NK + self.bias_I[item_NK - 1]
 
 

@@ -15,6 +15,7 @@ from lexrec.item_encoders.base import (
     ItemEncoderConfig,
     ScoringTable,
 )
+from lexrec.kernels.rows import take_rows
 
 
 class IdEmbeddingConfig(ItemEncoderConfig):
@@ -35,8 +36,7 @@ class IdEmbedding(ItemEncoder):
         self.embedding = id_table(catalogue)
 
     def lookup(self, item: Tensor) -> Tensor:
-        vector: Tensor = self.embedding(item)
-        return vector
+        return take_rows(self.embedding.weight, item, PAD)
 
     def forward(self, batch: Batch) -> Embedded:
         return Embedded(self.lookup(batch.item_BL), {})
@@ -55,4 +55,6 @@ def id_table(catalogue: Catalogue) -> nn.Embedding:
 def table_scoring(embedding: nn.Embedding, n_items: int) -> ScoringTable:
     """Scores against the plain table (eq. 17 of MLTFR)."""
     weight_ID = embedding.weight
-    return ScoringTable(n_items, lambda first, last: weight_ID[first:last], embedding)
+    return ScoringTable(
+        n_items, lambda first, last: weight_ID[first:last], lambda item: take_rows(weight_ID, item, PAD)
+    )

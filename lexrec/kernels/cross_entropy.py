@@ -44,15 +44,14 @@ def cross_entropy(
         bias_I: added to each item's logit; -inf keeps an item out.
     """
     device = query_ND.device.type
-    is_16_bit = torch.is_autocast_enabled(device)
-    dtype = torch.get_autocast_dtype(device) if is_16_bit else query_ND.dtype
-    query_ND, row_ID = query_ND.to(dtype), row_ID.to(dtype)
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query_ND.dtype
     bias_I = None if bias_I is None else bias_I.to(_sum_type(dtype))
     with torch.autocast(device, enabled=False):
         if query_ND.is_cuda and dtype in (torch.bfloat16, torch.float16) and query_ND.shape[1] <= _WIDEST:
             from lexrec.kernels import _cross_entropy_triton
 
-            return _cross_entropy_triton.cross_entropy(query_ND, row_ID, target_N, weight_N, bias_I)
+            return _cross_entropy_triton.cross_entropy(query_ND, row_ID, target_N, weight_N, bias_I, dtype)
+        query_ND, row_ID = query_ND.to(dtype), row_ID.to(dtype)
         if len(query_ND) * len(row_ID) <= _CHUNK_CELLS:
             return _whole(query_ND, row_ID, target_N, weight_N, bias_I)
         loss: Tensor = _Chunked.apply(query_ND, row_ID, target_N, weight_N, bias_I)

@@ -69,8 +69,14 @@ def mean_loss(hidden_ND: Tensor, table: ScoringTable, targets: Targets, config: 
 def _sampled_loss(
     hidden_ND: Tensor, table: ScoringTable, target_N: Tensor, negative_NK: Tensor, config: LossConfig
 ) -> Tensor:
-    positive_N = table.score_items(hidden_ND, target_N[:, None])[:, 0].float()
-    logit_NK, is_wrong_NK = _score_negatives(hidden_ND, table, target_N, negative_NK)
+    if len(negative_NK) == len(target_N):
+        # In one go: the table's rows are gathered, and their gradients summed, once.
+        logit_NX = table.score_items(hidden_ND, torch.cat([target_N[:, None], negative_NK], dim=1)).float()
+        positive_N, logit_NK = logit_NX[:, 0], logit_NX[:, 1:]
+    else:
+        positive_N = table.score_items(hidden_ND, target_N[:, None])[:, 0].float()
+        logit_NK = _shared_logits(hidden_ND, table, negative_NK[0])
+    is_wrong_NK = negative_NK != target_N[:, None]
     if config.loss == "sampled_softmax":
         return sampled_softmax(positive_N, logit_NK, is_wrong_NK, table.n_items)
     beta = gbce_beta(config.n_negatives, table.n_items, config.gbce_t) if config.loss == "gbce" else 1.0
@@ -106,17 +112,11 @@ def gbce_beta(n_negatives: int, n_items: int, t: float) -> float:
     return alpha * (t * (1 - 1 / alpha) + 1 / alpha)
 
 
-def _score_negatives(
-    hidden_ND: Tensor, table: ScoringTable, target_N: Tensor, negative_NK: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Logits of the negatives, [N, K], and where they differ from the target."""
-    if negative_NK.shape[0] == len(target_N):
-        logit_NK = table.score_items(hidden_ND, negative_NK)
-    else:
-        shared_K = negative_NK[0]
-        row_KD = table.take(shared_K)
-        row_KD = F.normalize(row_KD, dim=-1) if table.normalise else row_KD
-        logit_NK = table.query(hidden_ND) @ row_KD.T
-        if table.bias_I is not None:
-            logit_NK = logit_NK + table.bias_I[shared_K - 1]
-    return logit_NK.float(), negative_NK != target_N[:, None]
+def _shared_logits(hidden_ND: Tensor, table: ScoringTable, item_K: Tensor) -> Tensor:
+    """Logits of the same items for every state, [N, K]: one matrix product, no [N, K, D]."""
+    row_KD = table.take(item_K)
+    row_KD = F.normalize(row_KD, dim=-1) if table.normalise else row_KD
+    logit_NK = table.query(hidden_ND) @ row_KD.T
+    if table.bias_I is not None:
+        logit_NK = logit_NK + table.bias_I[item_K - 1]
+    return logit_NK.float()

@@ -13,7 +13,7 @@ _RATE = "lr_on_host"
 
 
 def build_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW over everything trainable; with weight_decay 0 it is Adam. One kernel a step on a GPU."""
+    """AdamW over everything trainable; with weight_decay 0 it is Adam. One pass over each weight."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     is_on_gpu = any(p.is_cuda for p in parameters)
     # Decay would pull norms, biases and the filter's logit_scale towards zero, which is no simpler model.
@@ -28,8 +28,7 @@ def build_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optim
         lr=lr,
         betas=config.betas,
         weight_decay=config.weight_decay,
-        fused=is_on_gpu,
-        foreach=not is_on_gpu,
+        fused=True,
         capturable=is_on_gpu,
     )
 

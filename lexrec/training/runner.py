@@ -11,7 +11,7 @@ Dimension key: T batches of an epoch.
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
@@ -22,12 +22,15 @@ from lexrec.config import TrainConfig
 from lexrec.data.batch import Batch
 from lexrec.data.windows import Epoch
 from lexrec.errors import RunError
+from lexrec.objectives.base import Targets
 from lexrec.training.step import Step
 
 _WARM_STEPS = 2
 """Steps of each shape that run call by call first: libraries set themselves up, moments are allocated."""
 EAGER = "LEXREC_EAGER"
 """Environment variable: 1 runs every step call by call."""
+COMPILE = "LEXREC_COMPILE"
+"""Environment variable: 1 compiles model and loss with torch.compile, on a GPU: quicker steps after a minute."""
 
 
 class Update:
@@ -38,13 +41,16 @@ class Update:
     ) -> None:
         self.step, self.optimizer, self.generator, self.config = step, optimizer, generator, config
         self.arithmetic = _arithmetic(generator.device, config)
+        self._losses: Callable[[Batch, Targets], dict[str, Tensor]] = step
+        if generator.device.type == "cuda" and _is_set(COMPILE):
+            self._losses = torch.compile(step, dynamic=False)
 
     def __call__(self, batch: Batch) -> Tensor:
         """The loss before the step, detached and on the device."""
         self.optimizer.zero_grad(set_to_none=True)
         targets = self.step.objective.prepare(batch, self.generator)
         with self.arithmetic:
-            loss: Tensor = self.step(batch, targets)["loss"]
+            loss = self._losses(batch, targets)["loss"]
         torch.autograd.backward(loss)
         if self.config.clip_norm:
             torch.nn.utils.clip_grad_norm_(self.step.parameters(), self.config.clip_norm)
@@ -66,7 +72,7 @@ class Runner(Protocol):
 
 def build_runner(update: Update, epoch: Epoch) -> Runner:
     """A graph runner on a GPU, unless LEXREC_EAGER=1."""
-    if epoch.device.type == "cuda" and os.environ.get(EAGER, "0") in ("", "0"):
+    if epoch.device.type == "cuda" and not _is_set(EAGER):
         return GraphRunner(update, epoch)
     return EagerRunner(update, epoch)
 
@@ -138,6 +144,10 @@ class GraphRunner:
                 f"set {EAGER}=1 to run it call by call"
             ) from error
         return graph
+
+
+def _is_set(variable: str) -> bool:
+    return os.environ.get(variable, "0") not in ("", "0")
 
 
 def _arithmetic(device: torch.device, config: TrainConfig) -> AbstractContextManager[object]:

@@ -1,0 +1,148 @@
+"""How long does one training step take, batch making included? One JSON line.
+
+    python benchmarks/train_step.py --recipe sasrec --batch 128,1024 --loss ce,bce --mode eager,graph,compiled
+
+Rows are synthetic and full: every one of `--length` positions has a target, the items are uniform. A step cuts its
+batch, prepares targets, and runs forward, backward and optimizer. The epoch is timed as a whole,
+`--rounds` times for each setting, settings taking turns; ms and positions/s are medians, with the quickest and
+slowest round beside them. Modes: eager, call by call; graph, one CUDA graph a step; compiled, that graph of a
+compiled forward and backward pass (LEXREC_COMPILE=1). Without a GPU there is eager alone.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+import lexrec
+from lexrec.config import RunConfig, load_recipe
+from lexrec.data.dataset import Dataset
+from lexrec.data.windows import Epoch, Samples, Windows
+from lexrec.item_encoders.base import Catalogue
+from lexrec.models import build_model
+from lexrec.registry import load
+from lexrec.training.optimizer import build_optimizer
+from lexrec.training.runner import COMPILE, EAGER, Runner, Update, build_runner
+from lexrec.training.step import Step
+
+
+def main() -> None:
+    on_gpu = torch.cuda.is_available()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--recipe", default="sasrec")
+    parser.add_argument("--batch", default="128,1024" if on_gpu else "32,128")
+    parser.add_argument("--loss", default="ce,bce")
+    parser.add_argument("--mode", default="eager,graph" if on_gpu else "eager")
+    parser.add_argument("--items", type=int, default=10_445 if on_gpu else 2_000)
+    parser.add_argument("--length", type=int, default=50)
+    parser.add_argument("--steps", type=int, default=100 if on_gpu else 4)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("overrides", nargs="*", help="section.key=value")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    device = torch.device("cuda" if on_gpu else "cpu")
+    settings = [
+        Setting(args, mode, loss, int(batch), device)
+        for batch in args.batch.split(",")
+        for loss in args.loss.split(",")
+        for mode in args.mode.split(",")
+    ]
+    for _ in range(args.rounds):
+        for setting in settings:
+            setting.measure()
+    print(json.dumps({**vars(args), **machine(device), "results": [one.result() for one in settings]}))
+
+
+class Setting:
+    """One combination of mode, loss and batch size, and the rounds it has been timed for."""
+
+    def __init__(
+        self, args: argparse.Namespace, mode: str, loss: str, batch: int, device: torch.device
+    ) -> None:
+        os.environ[EAGER] = "1" if mode == "eager" else "0"
+        os.environ[COMPILE] = "1" if mode == "compiled" else "0"
+        self.named = {"mode": mode, "loss": loss, "batch": batch}
+        self.device, self.n_steps, self.n_positions = device, args.steps, batch * args.length
+        overrides = [f"model.max_len={args.length}", f"train.batch_size={batch}", f"objective.loss={loss}"]
+        config = load_recipe(args.recipe, [*overrides, *args.overrides])
+        assert isinstance(config, RunConfig)
+        self.runner = runner_of(config, full_rows(args.items, args.length, batch * args.steps), device)
+        self.ms: list[float] = []
+        self.peak_MiB: float | None = None
+        began = time.monotonic()
+        self._epoch()
+        self.first_seconds = time.monotonic() - began
+
+    def measure(self) -> None:
+        began = time.perf_counter()
+        self._epoch()
+        self.ms.append((time.perf_counter() - began) / self.n_steps * 1000)
+
+    def result(self) -> dict[str, Any]:
+        ms = statistics.median(self.ms)
+        return {
+            **self.named,
+            "ms": round(ms, 4),
+            "ms_spread": [round(min(self.ms), 4), round(max(self.ms), 4)],
+            "positions_per_s": round(self.n_positions / ms * 1000),
+            "first_epoch_s": round(self.first_seconds, 2),
+            "peak_MiB": self.peak_MiB,
+        }
+
+    def _epoch(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        with self.runner.epoch(0):
+            for i in range(self.n_steps):
+                self.runner.run(i)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+            self.peak_MiB = self.peak_MiB or round(torch.cuda.max_memory_allocated() / 2**20)
+
+
+def full_rows(n_items: int, length: int, n_users: int) -> Dataset:
+    """Users of length + 1 training events each, items uniform."""
+    item_N = np.random.default_rng(0).integers(1, n_items + 1, n_users * (length + 1), dtype=np.int32)
+    offset_U = np.arange(n_users + 1, dtype=np.int64) * (length + 1)
+    manifest = {"n_items": n_items, "fingerprint": "synthetic"}
+    return Dataset(item_N, offset_U, np.zeros(len(item_N), dtype=np.uint8), None, manifest)
+
+
+def runner_of(config: RunConfig, dataset: Dataset, device: torch.device) -> Runner:
+    """What the trainer builds, without a run directory."""
+    torch.manual_seed(0)
+    catalogue = Catalogue(dataset.n_items, config.model.dim)  # type: ignore[attr-defined]
+    objective = load("objectives", config.objective.name)  # type: ignore[attr-defined]
+    step = Step(build_model(config, catalogue), objective(config.objective, dataset.n_items)).to(device)
+    step.train()
+    max_len, extra = step.model.max_len, step.objective.extra_events
+    samples = Samples.of(dataset, step.objective.sampling, max_len, extra)
+    batch_size = config.train.batch_size
+    epoch = Epoch(Windows(dataset, max_len + extra, device), samples.n_batches(batch_size), batch_size)
+    samples.fill(epoch, seed=0, number=0)
+    generator = torch.Generator(device).manual_seed(0)
+    return build_runner(Update(step, build_optimizer(step, config.train), generator, config.train), epoch)
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Where and with what this was measured."""
+    named = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "device": named,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "lexrec": lexrec.__version__,
+    }
+
+
+if __name__ == "__main__":
+    main()
