@@ -31,6 +31,7 @@ _KINDS = {
     "item_encoder": "item_encoders",
     "objective": "objectives",
     "baseline": "baselines",
+    "adapter": "lm.adapters",
 }
 """Which registry each section of a recipe chooses from."""
 
@@ -122,6 +123,18 @@ class RunConfig(Config):
     rounds: RoundsConfig | None = None
     """Two rounds of training, for an item encoder with a `consensus`; null: one."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _lm_is_the_models(cls, tree: Any) -> Any:
+        """`lm.model=NAME` on the command line is short for `model.lm.model=NAME`."""
+        if not isinstance(tree, Mapping) or not isinstance(tree.get("lm"), Mapping):
+            return tree
+        model = tree.get("model")
+        if not isinstance(model, Mapping):
+            return tree
+        lm = {**(model.get("lm") or {}), **tree["lm"]}
+        return {**{key: value for key, value in tree.items() if key != "lm"}, "model": {**model, "lm": lm}}
+
     @field_validator("model", "item_encoder", "objective", mode="before")
     @classmethod
     def _by_name(cls, section: Any, info: ValidationInfo) -> Any:
@@ -206,7 +219,7 @@ def component_config(section_name: str, section: Any) -> Any:
     """The config of the component a section names; a config is returned as it is.
 
     Args:
-        section_name: model, item_encoder, objective or baseline.
+        section_name: model, item_encoder, objective, baseline or (of a model over a language model) adapter.
         section: a mapping with a `name`, or a config.
 
     Raises:

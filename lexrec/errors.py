@@ -4,6 +4,7 @@ LexrecError
 ├── ConfigError    a recipe, an override or a component name is wrong
 ├── DataError      interactions, an item table or a data set folder is wrong
 ├── TokensError    a token table cannot be found, read or trusted
+├── LmError        a pretrained language model cannot be found, read or changed as asked
 ├── RunError       a run directory is incomplete, changed or unreadable
 └── ProtocolError  results that were not measured alike would be compared
 
@@ -25,6 +26,10 @@ class DataError(LexrecError):
 
 class TokensError(LexrecError):
     """A token table cannot be found, read or trusted."""
+
+
+class LmError(LexrecError):
+    """A pretrained language model cannot be found, read or changed as asked."""
 
 
 class RunError(LexrecError):

@@ -5,6 +5,7 @@ dataset.json         fingerprint, counts and folder of the data set
 items.parquet        the item vocabulary and item table, so that a run recommends without its data set
 train_count.npy      training events of each item, for histories without a known item
 tokens.json          name, source and sha256 of each token table
+lm.json              the same of the pretrained language model, where the model is built on one
 metrics.jsonl        one line a validation
 checkpoints/STEP/    model.safetensors, trainer.safetensors, state.json (last)
 rounds/1/            of a run in two rounds, the first: a run of its own, and its Fisher importance
@@ -66,6 +67,8 @@ class RunDir:
             partial.mkdir(parents=True)
             write_json(partial / "dataset.json", _dataset_card(dataset))
             write_json(partial / "tokens.json", [_table_card(table) for table in tables])
+            if card := _lm_card(config):
+                write_json(partial / "lm.json", card)
             _write_items(dataset, partial / "items.parquet")
             np.save(partial / "train_count.npy", dataset.train_count_I, allow_pickle=False)
             text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
@@ -210,11 +213,12 @@ class RunDir:
             RunError: this run is a baseline, or a token table is not the one it was trained with.
         """
         from lexrec.item_encoders.base import Catalogue
-        from lexrec.models import build_model
+        from lexrec.models import build_model, model_width
 
         if not isinstance(self.config, RunConfig):
             raise RunError(f"{self.path} is a counting baseline; it has no model")
-        n_items, dim = self.dataset_card["n_items"], self.config.model.dim  # type: ignore[attr-defined]
+        self.require_lm()
+        n_items, dim = self.dataset_card["n_items"], model_width(self.config)
         catalogue = Catalogue(n_items, dim, self.tables(), self.item_table, self.train_count_I)
         model = build_model(self.config, catalogue)
         try:
@@ -268,6 +272,23 @@ class RunDir:
                 )
         return tables
 
+    def require_lm(self) -> None:
+        """Refuse another language model than the one this run was built on.
+
+        Raises:
+            RunError: its weights have another hash.
+            LmError: it cannot be had any more.
+        """
+        found = _lm_card(self.config)
+        if found is None:
+            return
+        card = read_json(self.path / "lm.json")
+        if found["sha256"] != card["sha256"]:
+            raise RunError(
+                f"{self.path} was trained on language model {card['name']} {card['sha256'][:12]}, found "
+                f"{found['sha256'][:12]}; it holds only what was trained, so it needs that very one"
+            )
+
 
 def load_tables(config: RunConfig) -> "tuple[TokenTable, ...]":
     """Every token table a run's item encoder reads, in the order of its `table_names`."""
@@ -313,6 +334,16 @@ def _table_card(table: "TokenTable") -> dict[str, Any]:
         "shape": list(table.weight_VW.shape),
         "licence": table.licence,
     }
+
+
+def _lm_card(config: AnyRunConfig) -> dict[str, str] | None:
+    """The pretrained language model of a run's model; None where there is none."""
+    lm = getattr(getattr(config, "model", None), "lm", None)
+    if lm is None:
+        return None
+    from lexrec.lm.sources import find
+
+    return find(lm.model).card()
 
 
 def _write_items(dataset: Dataset, path: Path) -> None:

@@ -6,11 +6,13 @@ import pyarrow as pa
 import torch
 
 from lexrec import registry
+from lexrec.config import RunConfig
 from lexrec.data.batch import Batch, collate, with_slots
 from lexrec.item_encoders.base import Catalogue, ItemEncoder
 from lexrec.models.base import SequenceModel
 from lexrec.objectives.base import Objective
 from lexrec.tokens.table import TokenTable
+from tests import language_models
 
 N_ITEMS, DIM, MAX_LEN = 12, 32, 8
 MODELS = registry.names("models")
@@ -50,11 +52,21 @@ def build_encoder(name: str, dim: int = DIM, **options: object) -> ItemEncoder:
     return encoder
 
 
+def with_tiny_lm(config: RunConfig) -> RunConfig:
+    """The same run over a tiny language model, where it has one."""
+    if not hasattr(config.model, "lm"):
+        return config
+    lm = config.model.lm.model_copy(update={"model": str(language_models.folder())})
+    return config.model_copy(update={"model": config.model.model_copy(update={"lm": lm})})
+
+
 def build(model: str, encoder: str = "id_embedding", seed: int = 0, **options: object) -> SequenceModel:
     """A small model in evaluation mode; `options` are the item encoder's."""
     torch.manual_seed(seed)
     cls = registry.load("models", model)
-    config = registry.config_class(cls)(dim=DIM, max_len=MAX_LEN)
+    # A model over a language model gets a tiny one, as wide as the others are.
+    lm = {"lm": {"model": str(language_models.folder())}} if model == "idiomoe" else {}
+    config = registry.config_class(cls)(dim=DIM, max_len=MAX_LEN, **lm)
     built: SequenceModel = cls(config, build_encoder(encoder, **options))
     return built.eval()
 

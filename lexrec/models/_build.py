@@ -17,4 +17,11 @@ def build_model(config: RunConfig, catalogue: Catalogue) -> SequenceModel:
     backbone = registry.load("models", config.model.name)  # type: ignore[attr-defined]
     items = encoder(config.item_encoder, catalogue)
     model: SequenceModel = backbone(config.model, items)
+    model.describe(catalogue)
     return model
+
+
+def model_width(config: RunConfig) -> int:
+    """Width of item vectors and hidden states of a run's model."""
+    backbone: type[SequenceModel] = registry.load("models", config.model.name)  # type: ignore[attr-defined]
+    return backbone.width(config.model)  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lexrec.config import Config
 from lexrec.data.batch import Batch
-from lexrec.item_encoders.base import ItemEncoder, ScoringTable
+from lexrec.item_encoders.base import Catalogue, ItemEncoder, ScoringTable
 
 
 class ModelConfig(Config):
@@ -65,6 +65,14 @@ class SequenceModel(nn.Module, ABC):
     items: ItemEncoder
     blocks: nn.ModuleList
     max_len: int
+
+    @classmethod
+    def width(cls, config: ModelConfig) -> int:
+        """Width of item vectors and hidden states under a config."""
+        return config.dim
+
+    def describe(self, catalogue: Catalogue) -> None:
+        """What is known of the items beyond their vectors, given once the model is built; unused by most."""
 
     @property
     def is_causal(self) -> bool:

@@ -11,7 +11,7 @@ from lexrec.config import AnyRunConfig, BaselineConfig, RunConfig, differences, 
 from lexrec.data.dataset import Dataset
 from lexrec.errors import ConfigError, RunError
 from lexrec.item_encoders.base import Catalogue
-from lexrec.models import build_model
+from lexrec.models import build_model, model_width
 from lexrec.run_dir import RunDir, load_tables
 from lexrec.training import checkpoint, rounds
 from lexrec.training.loop import Trainer
@@ -100,8 +100,9 @@ def build_step(config: RunConfig, dataset: Dataset, tables: "Sequence[TokenTable
         ConfigError: the objective cannot train this model.
     """
     torch.manual_seed(config.train.seed)
-    dim = config.model.dim  # type: ignore[attr-defined]
-    catalogue = Catalogue(dataset.n_items, dim, tuple(tables), dataset.item_table, dataset.train_count_I)
+    catalogue = Catalogue(
+        dataset.n_items, model_width(config), tuple(tables), dataset.item_table, dataset.train_count_I
+    )
     objective = registry.load("objectives", config.objective.name)  # type: ignore[attr-defined]
     return Step(build_model(config, catalogue), objective(config.objective, dataset.n_items))
 
@@ -112,6 +113,7 @@ def _reopen(out: str | Path, config: AnyRunConfig, dataset: Dataset) -> RunDir:
     if changed:
         raise RunError(f"{out} was started with another config ({'; '.join(changed)}); resume it unchanged")
     run.require_dataset(dataset)
+    run.require_lm()
     return run
 
 

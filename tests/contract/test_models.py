@@ -246,15 +246,16 @@ def test_next_item_refuses_a_model_that_sees_the_future() -> None:
 def test_recipes_build() -> None:
     from lexrec.config import RunConfig, load_recipe, recipe_names
     from lexrec.item_encoders.base import Catalogue
-    from lexrec.models import build_model
+    from lexrec.models import build_model, model_width
 
     for name in recipe_names():
         config = load_recipe(name)
         if not isinstance(config, RunConfig):
             registry.load("baselines", config.baseline.name)
             continue
+        config = components.with_tiny_lm(config)
         tables = tuple(components.table(n, 60, 256) for n in config.item_encoder.table_names)
-        model = build_model(config, Catalogue(N_ITEMS, config.model.dim, tables, components.item_table()))
+        model = build_model(config, Catalogue(N_ITEMS, model_width(config), tables, components.item_table()))
         goal = registry.load("objectives", config.objective.name)(config.objective, N_ITEMS)
         batch = collate([[1, 2, 3, 4]], model.max_len + goal.extra_events)
         step = Step(model, goal)

@@ -47,6 +47,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "train.betas": (0.9, 0.98),
     },
     "id_decoder": COMMON | CAUSAL | {"model.family": "llama", "train.schedule": "cosine"},
+    "idiomoe": CAUSAL | {"model.train_attention": False, "model.columns": (), "model.max_len": 50},
 }
 
 

@@ -1,0 +1,42 @@
+"""IDIOMoE's dual experts: item tokens pass a feed-forward layer of their own, text keeps the pretrained one.
+
+Paper: IDIOMoE, https://arxiv.org/abs/2510.05125
+
+    y_t = text(x_t) if token t is text, else item(x_t)      static, by token type; one expert a token
+
+`item` has the form of the language model's own layer (SwiGLU, GeGLU ...) and 1 / shrink of its inner width.
+It starts from N(0, initializer_range) of the language model's configuration.
+"""
+
+from typing import Literal
+
+from pydantic import Field
+
+from lexrec.lm.adapters.base import Adapter, AdapterConfig, chosen
+from lexrec.lm.experts import add_item_expert
+from lexrec.lm.loading import LanguageModel
+
+
+class ExpertsConfig(AdapterConfig):
+    """Where experts are, and how wide."""
+
+    name: Literal["experts"] = "experts"
+    where: Literal["all", "first", "last"] = "all"
+    """Layers that get an item expert; in the others items pass the pretrained layer."""
+    n_layers: int = Field(8, ge=1)
+    """How many, of where=first and where=last."""
+    shrink: Literal[1, 2, 4, 8] = 1
+    """The item expert's inner width is the language model's divided by this."""
+
+
+class Experts(Adapter):
+    """An item expert beside the frozen text expert of each chosen layer."""
+
+    config: ExpertsConfig
+
+    def __init__(self, config: ExpertsConfig) -> None:
+        self.config = config
+
+    def apply(self, lm: LanguageModel) -> None:
+        for layer in chosen(lm.layers, self.config.where, self.config.n_layers):
+            add_item_expert(layer, lm.decoder, self.config.shrink)

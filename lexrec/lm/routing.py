@@ -1,0 +1,44 @@
+"""Which tokens a feed-forward expert gets: decided by their type, known before anything is computed.
+
+Dimension key: M tokens of all rows, W width.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Expert = Callable[[Tensor], Tensor]
+"""Any position-wise map, [..., W] -> [..., W]."""
+
+
+class Route(NamedTuple):
+    """Tokens grouped by type: each passes one expert, and how many pass which is known on the host."""
+
+    n_items: int
+    """Item tokens, unused places of theirs included."""
+    order_M: Tensor | None = None
+    """int64 places of the tokens, items first; None: every token is an item."""
+    back_M: Tensor | None = None
+    """int64 place in `order_M` of each token."""
+
+    @staticmethod
+    def strided(n_events: int, n_texts: int, device: torch.device) -> "Route":
+        """One item token, then `n_texts` text tokens, `n_events` times."""
+        if n_texts == 0:
+            return Route(n_events)
+        place_NT = torch.arange(n_events * (1 + n_texts), device=device).view(n_events, 1 + n_texts)
+        order_M = torch.cat([place_NT[:, 0], place_NT[:, 1:].flatten()])
+        # The event's number is its item's place; texts follow, n_texts an event.
+        text_NT = torch.arange(n_events * n_texts, device=device).view(n_events, n_texts) + n_events
+        item_N1 = torch.arange(n_events, device=device)[:, None]
+        return Route(n_events, order_M, torch.cat([item_N1, text_NT], 1).flatten())
+
+    def apply(self, x: Tensor, item: Expert, text: Expert) -> Tensor:
+        """Each token of `x` [..., W] through its expert; without texts the other one is not run."""
+        if self.order_M is None or self.back_M is None:
+            return item(x)
+        x_MW = x.reshape(-1, x.shape[-1]).index_select(0, self.order_M)
+        y_MW = torch.cat([item(x_MW[: self.n_items]), text(x_MW[self.n_items :])])
+        return y_MW.index_select(0, self.back_M).view(x.shape)

@@ -1,0 +1,203 @@
+"""Histories as streams of tokens, and attention that keeps them apart.
+
+Packed, all histories of a batch are one row, one after another, each with positions of its own. A history
+has at most C tokens, so a token finds all it may see in its own block of C tokens or in the one before:
+
+    [ a a a b b | b c c c c | c d d e e ]     block 2 looks at blocks 1 and 2, and in them at its own history
+
+Shapes depend on the number of places alone and nothing is spent on padding. The attention is a function of
+transformers' registry, so every family that takes its attention from there can run on streams; called
+without a stream it is transformers' own.
+
+Dimension key: R rows, S slots of a row, N slots of a packed row, Q queries, T keys, C tokens of a block,
+G blocks, H heads, K head width, B histories, W width.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lexrec.lm.routing import Route
+
+ATTENTION = "lexrec"
+"""What the attention is called in transformers' registry."""
+
+
+class Reach(NamedTuple):
+    """How far back a token looks, itself included."""
+
+    tokens: int | None = None
+    """In every layer; None: to the beginning of its history."""
+    window: int | None = None
+    """In the layers that have a sliding window, as the language model was pretrained; None: none has."""
+
+
+class Stream(NamedTuple):
+    """What a language model's layers are told of their tokens, beside the vectors."""
+
+    position_RS: Tensor
+    """int64, from 0 in each history."""
+    masks: dict[int | None, Tensor]
+    """Where each token may look, for layers that look back without end (None) or over a window: [R, 1, S, T],
+    or [G, 1, C, 2C] for a packed row that is cut into blocks."""
+    route: Route | None = None
+    """None: every token is text."""
+    added_RSW: Tensor | None = None
+    """Joins the output of the first layer."""
+
+
+def packed(history_N: Tensor, position_N: Tensor, is_token_N: Tensor, longest: int, reach: Reach) -> Stream:
+    """One row of many histories, each contiguous.
+
+    Args:
+        history_N: which history each slot is of.
+        position_N: position in the history.
+        is_token_N: True where there is a token; what is none sees itself and is seen by nobody.
+        longest: slots of the longest history there can be.
+        reach: how far back a token looks.
+    """
+    N = len(history_N)
+    # A row of one block needs none before it.
+    C = N if longest >= N else longest
+    query_GC = _blocks(torch.arange(N, device=history_N.device), C, fill=-1)
+    near = []
+    for values_N, fill in ((history_N, -1), (is_token_N, False), (position_N, 0)):
+        near.append((_blocks(values_N, C, fill=fill), _with_previous(_blocks(values_N, C, fill=fill), fill)))
+    key_GT = _with_previous(query_GC, -1)
+    (history_GC, history_GT), (_, is_token_GT), (position_GC, position_GT) = near
+    may_look_GCT = (history_GC[:, :, None] == history_GT[:, None]) & is_token_GT[:, None]
+    may_look_GCT &= key_GT[:, None] <= query_GC[:, :, None]
+    itself_GCT = key_GT[:, None] == query_GC[:, :, None]
+    distance_GCT = position_GC[:, :, None] - position_GT[:, None]
+    return Stream(position_N[None], _masks(may_look_GCT, itself_GCT, distance_GCT, reach))
+
+
+def in_rows(
+    position_BS: Tensor, is_token_BS: Tensor, seen: tuple[Tensor, Tensor] | None, reach: Reach
+) -> Stream:
+    """A history a row, padding anywhere.
+
+    Args:
+        position_BS: position of each token in its history.
+        is_token_BS: True where there is one.
+        seen: position and is_token of the places before these, whose keys and values are kept.
+        reach: how far back a token looks.
+    """
+    S = position_BS.shape[1]
+    position_BT, is_token_BT = position_BS, is_token_BS
+    if seen is not None:
+        position_BT = torch.cat([seen[0], position_BS], 1)
+        is_token_BT = torch.cat([seen[1], is_token_BS], 1)
+    T = position_BT.shape[1]
+    key_T = torch.arange(T, device=position_BS.device)
+    query_S1 = key_T[T - S :, None]
+    may_look_BST = is_token_BT[:, None] & (key_T <= query_S1)
+    distance_BST = position_BS[:, :, None] - position_BT[:, None]
+    return Stream(position_BS, _masks(may_look_BST, key_T == query_S1, distance_BST, reach))
+
+
+def _masks(may_look: Tensor, itself: Tensor, distance: Tensor, reach: Reach) -> dict[int | None, Tensor]:
+    if reach.tokens is not None:
+        may_look = may_look & (distance < reach.tokens)
+    # A place without a token looks at itself: a softmax over nothing is NaN.
+    masks: dict[int | None, Tensor] = {None: (may_look | itself)[:, None]}
+    if reach.window is not None:
+        masks[reach.window] = (may_look & (distance < reach.window) | itself)[:, None]
+    return masks
+
+
+def _blocks(values_N: Tensor, C: int, fill: int | bool) -> Tensor:
+    """[N] -> [G, C], filled up at the end."""
+    return F.pad(values_N, (0, -len(values_N) % C), value=fill).view(-1, C)
+
+
+def _with_previous(values_GC: Tensor, fill: int | bool) -> Tensor:
+    """Each block after the one before it, [G, 2C]; a lone block stays as it is."""
+    if len(values_GC) == 1:
+        return values_GC
+    before_GC = torch.cat([torch.full_like(values_GC[:1], fill), values_GC[:-1]])
+    return torch.cat([before_GC, values_GC], 1)
+
+
+def register() -> None:
+    """Make the attention known to transformers, under the name ATTENTION."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(ATTENTION, _attend)
+    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+
+
+def _attend(
+    module: Any,
+    q_RHSK: Tensor,
+    k_RHTK: Tensor,
+    v_RHTK: Tensor,
+    attention_mask: Tensor | None,
+    **settings: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """The signature is that of attention functions in transformers: layers hand on what they were given."""
+    stream: Stream | None = settings.pop("stream", None)
+    if stream is None:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        plain: tuple[Tensor, None] = sdpa_attention_forward(
+            module, q_RHSK, k_RHTK, v_RHTK, attention_mask, **settings
+        )
+        return plain
+    mask = stream.masks.get(settings.get("sliding_window"), stream.masks[None])
+    n_groups = q_RHSK.shape[1] // k_RHTK.shape[1]
+    if n_groups > 1:
+        k_RHTK, v_RHTK = (part.repeat_interleave(n_groups, 1) for part in (k_RHTK, v_RHTK))
+    is_blocked = mask.shape[2] != q_RHSK.shape[2]
+    how = {"attn_mask": mask, "dropout_p": settings.get("dropout", 0.0), "scale": settings.get("scaling")}
+    if not is_blocked:
+        y_RHSK = F.scaled_dot_product_attention(q_RHSK, k_RHTK, v_RHTK, **how)
+        return y_RHSK.transpose(1, 2), None
+    N, C = q_RHSK.shape[2], mask.shape[2]
+    q_GHCK, k_GHCK, v_GHCK = (_cut(part, C) for part in (q_RHSK, k_RHTK, v_RHTK))
+    y_GHCK = F.scaled_dot_product_attention(q_GHCK, _doubled(k_GHCK), _doubled(v_GHCK), **how)
+    y_NHK = y_GHCK.transpose(1, 2).flatten(0, 1)[:N]
+    return y_NHK[None], None
+
+
+def _cut(x_1HNK: Tensor, C: int) -> Tensor:
+    """[1, H, N, K] -> [G, H, C, K]."""
+    x_HNK = F.pad(x_1HNK[0], (0, 0, 0, -x_1HNK.shape[2] % C))
+    return x_HNK.view(len(x_HNK), -1, C, x_HNK.shape[2]).transpose(0, 1)
+
+
+def _doubled(x_GHCK: Tensor) -> Tensor:
+    """Each block's keys or values after those of the block before, [G, H, 2C, K]."""
+    before_GHCK = torch.cat([torch.zeros_like(x_GHCK[:1]), x_GHCK[:-1]])
+    return torch.cat([before_GHCK, x_GHCK], 2)
+
+
+class KeyValues:
+    """Keys and values of earlier tokens, for one forward pass; what it was given is never changed.
+
+    transformers' layers call `update` of whatever cache they are handed.
+    """
+
+    def __init__(self, before: tuple[tuple[Tensor, Tensor], ...] | None, n_layers: int) -> None:
+        self._before = before
+        self._now: list[tuple[Tensor, Tensor] | None] = [None] * n_layers
+
+    def update(self, k_BHSK: Tensor, v_BHSK: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Those of a layer, the earlier ones first."""
+        if self._before is not None:
+            k_BHTK, v_BHTK = self._before[layer]
+            k_BHSK, v_BHSK = torch.cat([k_BHTK, k_BHSK], 2), torch.cat([v_BHTK, v_BHSK], 2)
+        self._now[layer] = (k_BHSK, v_BHSK)
+        return k_BHSK, v_BHSK
+
+    def get_seq_length(self, layer: int = 0) -> int:
+        """Places before these."""
+        return 0 if self._before is None else self._before[layer][0].shape[2]
+
+    def all(self) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Keys and values of every layer, after the pass."""
+        assert all(pair is not None for pair in self._now)
+        return tuple(pair for pair in self._now if pair is not None)

@@ -1,0 +1,198 @@
+"""IDIOMoE: item ids as a dialect of a pretrained language model.
+
+Paper: IDIOMoE, https://arxiv.org/abs/2510.05125
+
+    x_t = s E[item_t] for an item, the language model's own s T[token_t] for text      T frozen, E trained
+    h   = the language model's layers over x, their feed-forward part chosen by the token's type
+    r_i = <norm(h_t), E[i]>                                       the head, restricted to item rows
+
+An event is an item token, followed by its title and whatever else of it `columns` name; without columns a
+history is ids alone, and the text experts are not run. The next item is predicted at an event's last token.
+What is put into the language model is an adapter (lexrec/lm/adapters): the paper's dual experts, none at all
+(Item-LLM), and others.
+
+Histories are packed into one stream of tokens that do not see each other's (lexrec/lm/stream.py).
+
+Not in the abstract that is public, hence ours: sizes, initialisation, the form of the prompt, dropout on the
+input, where the next item is read, and a history's start without a begin token.
+
+Dimension key: B batch, L positions, N events, T text places of an event, S slots, W width (here also D).
+"""
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+from pydantic import Field, SerializeAsAny, field_validator
+from torch import Tensor, nn
+
+from lexrec import registry
+from lexrec.config import Config, component_config
+from lexrec.data.batch import Batch, Places
+from lexrec.errors import ConfigError
+from lexrec.item_encoders.base import Catalogue, Embedded, ItemEncoder
+from lexrec.lm import loading
+from lexrec.lm.adapters.experts import ExpertsConfig
+from lexrec.lm.prompt import Events, Prompt, read_texts
+from lexrec.lm.routing import Route
+from lexrec.lm.saved import save_only_trained
+from lexrec.lm.settings import LmConfig
+from lexrec.lm.stream import KeyValues, Reach, Stream, in_rows, packed
+from lexrec.models.base import Encoded, ModelConfig, SequenceModel, State, append
+
+
+class IdiomoeConfig(ModelConfig):
+    """Which language model, what is put into it, and what it reads of an item."""
+
+    name: Literal["idiomoe"] = "idiomoe"
+    dim: int = Field(0, ge=0)
+    """The language model's width; 0 takes it from there."""
+    lm: LmConfig = LmConfig()
+    adapter: SerializeAsAny[Config] = ExpertsConfig()
+    """What is put into the language model: experts, shared."""
+    train_attention: bool = False
+    """Train attention and norms too. false leaves every pass over text alone bit-identical to the pretrained
+    language model; true may rank better, and forgets."""
+    columns: tuple[str, ...] = ()
+    """Columns of the item table whose text follows each item token; none: ids alone."""
+    text_len: int = Field(16, ge=1)
+    """Tokens of an item's text that are kept."""
+    max_tokens: int | None = Field(None, ge=1)
+    """Newest tokens of a history that a token sees, itself included; null: all of it."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """On item vectors as they enter."""
+
+    @field_validator("adapter", mode="before")
+    @classmethod
+    def _by_name(cls, section: Any) -> Any:
+        return component_config("adapter", section)
+
+
+class _Seen(NamedTuple):
+    """What `step` keeps of the tokens read so far."""
+
+    keys_values: tuple[tuple[Tensor, Tensor], ...]
+    position_BT: Tensor
+    is_token_BT: Tensor
+
+
+class Idiomoe(SequenceModel):
+    """A pretrained language model over item tokens and text."""
+
+    causal = True
+    layout = "packed"
+    incremental = True
+
+    config: IdiomoeConfig
+
+    def __init__(self, config: IdiomoeConfig, items: ItemEncoder) -> None:
+        super().__init__()
+        self.config = config
+        self.items = items
+        self.max_len = config.max_len
+        self.lm = loading.load(config.lm)
+        if config.dim not in (0, self.lm.width):
+            raise ConfigError(
+                f"model.dim={config.dim}: language model {config.lm.model} is {self.lm.width} wide; "
+                "leave dim out"
+            )
+        if config.train_attention:
+            self.lm.train_attention()
+        registry.load("lm.adapters", config.adapter.name)(config.adapter).apply(self.lm)  # type: ignore[attr-defined]
+        self.prompt = Prompt.ids_alone(items.n_items)
+        self.dropout = nn.Dropout(config.dropout)
+        save_only_trained(self)
+
+    @classmethod
+    def width(cls, config: ModelConfig) -> int:
+        assert isinstance(config, IdiomoeConfig)
+        return config.dim or loading.width(config.lm)
+
+    def describe(self, catalogue: Catalogue) -> None:
+        if self.config.columns:
+            columns, text_len = self.config.columns, self.config.text_len
+            self.prompt = read_texts(catalogue.item_table, columns, text_len, self.lm.tokenizer)
+
+    @property
+    def blocks(self) -> nn.ModuleList:  # type: ignore[override]
+        """The language model's layers."""
+        return self.lm.layers
+
+    def forward(self, batch: Batch) -> Encoded:
+        embedded, places = self.items(batch), Places.of(batch)
+        events = self.prompt.events(batch)
+        n_events, n_texts = len(events.item_N), self.prompt.n_texts
+        S = n_events * (1 + n_texts)
+        stream = packed(
+            events.history_N[:, None].expand(n_events, 1 + n_texts).reshape(S),
+            events.position_NT.reshape(S),
+            events.is_token_NT.reshape(S),
+            batch.item_BL.shape[1] * (1 + n_texts),
+            self._reach,
+        )
+        stream = self._told(stream, events, embedded, places)
+        hidden_1SW = self.lm.decode(self._vectors(events, places.pack(embedded.x_BLD)).view(1, S, -1), stream)
+        hidden_NW = hidden_1SW[0].index_select(0, events.last_N)
+        return Encoded(places.unpack(hidden_NW), embedded.aux)
+
+    def begin(self, batch: Batch) -> State:
+        embedded = self.items(batch)
+        return self._continued(batch._replace(slot_N=None), embedded, batch, None)
+
+    def step(self, state: State, item_B: Tensor, time_B: Tensor | None = None) -> State:
+        """One event costs its own tokens, until a row is full: its oldest falls out, and it is read again.
+
+        An item encoder that reads whole rows is read again too.
+        """
+        whole = append(state.batch, item_B, time_B, self.max_len)
+        seen: _Seen = state.cache
+        if not self.items.causal or bool((state.batch.length_B >= self.max_len).any()):
+            return self.begin(whole)
+        embedded = self.items(whole)
+        newest = Batch(whole.item_BL[:, -1:], torch.ones_like(whole.length_B), whole.user_B)
+        after = embedded.after_block0_BLD
+        embedded = Embedded(embedded.x_BLD[:, -1:], {}, None if after is None else after[:, -1:])
+        return self._continued(newest, embedded, whole, seen)
+
+    def _continued(self, batch: Batch, embedded: Embedded, whole: Batch, seen: _Seen | None) -> State:
+        """Read the events of `batch`, a row each, after what was seen; `whole` is the history with them."""
+        places, events = Places.of(batch), self.prompt.events(batch)
+        rows = (len(batch.item_BL), batch.item_BL.shape[1] * (1 + self.prompt.n_texts))
+        position_BS, is_token_BS = events.position_NT.reshape(rows), events.is_token_NT.reshape(rows)
+        before = None
+        if seen is not None:
+            before = (seen.position_BT, seen.is_token_BT)
+            n_seen_B1 = torch.where(seen.is_token_BT, seen.position_BT + 1, 0).amax(1, keepdim=True)
+            position_BS = position_BS + n_seen_B1
+        stream = in_rows(position_BS, is_token_BS, before, self._reach)
+        stream = self._told(stream, events, embedded, places)
+        cache = KeyValues(None if seen is None else seen.keys_values, len(self.blocks))
+        x_BSW = self._vectors(events, places.pack(embedded.x_BLD)).view(*rows, -1)
+        hidden_BSW = self.lm.decode(x_BSW, stream, cache)
+        hidden_BLW = hidden_BSW.flatten(0, 1).index_select(0, events.last_N).view(*batch.item_BL.shape, -1)
+        if before is not None:
+            position_BS = torch.cat([before[0], position_BS], 1)
+            is_token_BS = torch.cat([before[1], is_token_BS], 1)
+        return State(whole, hidden_BLW[:, -1], _Seen(cache.all(), position_BS, is_token_BS))
+
+    @property
+    def _reach(self) -> Reach:
+        return Reach(self.config.max_tokens, self.lm.window)
+
+    def _vectors(self, events: Events, x_NW: Tensor) -> Tensor:
+        """What enters the first layer: an item's vector, then those of its text, [N, 1 + T, W]."""
+        x_NW = self.dropout(self.lm.scale * x_NW)
+        if not self.prompt.n_texts:
+            return x_NW[:, None]
+        text_NTW = self.lm.embed_text(self.prompt.token_IT[events.item_N])
+        return torch.cat([x_NW[:, None], text_NTW.to(x_NW.dtype)], 1)
+
+    def _told(self, stream: Stream, events: Events, embedded: Embedded, places: Places) -> Stream:
+        """The stream with its tokens' types, and with what the item encoder adds after the first layer."""
+        n_events, n_texts = len(events.item_N), self.prompt.n_texts
+        added_RSW = None
+        if embedded.after_block0_BLD is not None:
+            added_NW = self.lm.scale * places.pack(embedded.after_block0_BLD)
+            added_NTW = nn.functional.pad(added_NW[:, None], (0, 0, 0, n_texts))
+            added_RSW = added_NTW.view(*stream.position_RS.shape, -1)
+        route = Route.strided(n_events, n_texts, events.item_N.device)
+        return stream._replace(route=route, added_RSW=added_RSW)
