@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from lexrec.data.batch import Batch, Places, with_slots
 from lexrec.item_encoders.base import ItemEncoder, ScoringTable
-from lexrec.models._layers import Attention, init_normal, key_mask
+from lexrec.models._layers import Attention, Dropout, Rows, init_normal
 from lexrec.models.base import Encoded, ModelConfig, SequenceModel, append
 
 
@@ -58,7 +58,7 @@ class BERT4Rec(SequenceModel):
         self.position = nn.Embedding(config.max_len, config.dim)
         nn.init.normal_(self.position.weight, std=0.02)
         self.input_norm = nn.LayerNorm(config.dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(
             _Block(config, self.make_attention(config)) for _ in range(config.n_layers)
         )
@@ -68,7 +68,7 @@ class BERT4Rec(SequenceModel):
 
     @staticmethod
     def make_attention(config: BERT4RecConfig) -> nn.Module:
-        """What mixes the positions of a block: called with (x_ND, places, is_key_B11L)."""
+        """What mixes the positions of a block: called with (x_ND, rows)."""
         return Attention(config.dim, config.n_heads, config.dropout)
 
     def forward(self, batch: Batch) -> Encoded:
@@ -76,9 +76,9 @@ class BERT4Rec(SequenceModel):
         places = Places.of(batch)
         x_BLD = embedded.x_BLD + self.position.weight[-places.length :]
         x_ND = self.dropout(self.input_norm(places.pack(x_BLD)))
-        is_key_B11L = key_mask(batch.is_item_BL)
+        rows = Rows.open(batch)
         for i, block in enumerate(self.blocks):
-            x_ND = block(x_ND, places, is_key_B11L)
+            x_ND = block(x_ND, rows)
             if i == 0 and embedded.after_block0_BLD is not None:
                 x_ND = x_ND + places.pack(embedded.after_block0_BLD)
         return Encoded(places.unpack(self.transform(x_ND)), embedded.aux)
@@ -110,10 +110,10 @@ class _Block(nn.Module):
         self.up = nn.Linear(config.dim, 4 * config.dim)
         self.down = nn.Linear(4 * config.dim, config.dim)
         self.ffn_norm = nn.LayerNorm(config.dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         init_normal(self)
 
-    def forward(self, x_ND: Tensor, places: Places, is_key_B11L: Tensor) -> Tensor:
-        x_ND = self.attention_norm(x_ND + self.dropout(self.attention(x_ND, places, is_key_B11L)))
+    def forward(self, x_ND: Tensor, rows: Rows) -> Tensor:
+        x_ND = self.attention_norm(x_ND + self.dropout(self.attention(x_ND, rows)))
         out_ND: Tensor = self.ffn_norm(x_ND + self.dropout(self.down(F.gelu(self.up(x_ND)))))
         return out_ND

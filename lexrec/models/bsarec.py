@@ -28,9 +28,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from lexrec.data.batch import Batch, Places
+from lexrec.data.batch import Batch
 from lexrec.item_encoders.base import ItemEncoder
-from lexrec.models._layers import Attention, causal_mask, init_normal
+from lexrec.models._layers import Attention, Dropout, Rows, init_normal
 from lexrec.models.base import Encoded, ModelConfig, SequenceModel
 
 
@@ -63,15 +63,16 @@ class BSARec(SequenceModel):
         self.position = nn.Embedding(config.max_len, config.dim)
         nn.init.normal_(self.position.weight, std=0.02)
         self.input_norm = nn.LayerNorm(config.dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.n_layers))
 
     def forward(self, batch: Batch) -> Encoded:
         embedded = self.items(batch)
         x_BLD = self.dropout(self.input_norm(embedded.x_BLD + self.position.weight))
-        may_look_B1LL = causal_mask(batch.is_item_BL)
+        # Padding holds values that the transform reads, so no position may be skipped.
+        rows = Rows.causal(batch._replace(slot_N=None))
         for i, block in enumerate(self.blocks):
-            x_BLD = block(x_BLD, may_look_B1LL)
+            x_BLD = block(x_BLD, rows)
             if i == 0 and embedded.after_block0_BLD is not None:
                 x_BLD = x_BLD + embedded.after_block0_BLD
         return Encoded(x_BLD, embedded.aux)
@@ -91,12 +92,14 @@ class _Block(nn.Module):
         self.up = nn.Linear(config.dim, 4 * config.dim)
         self.down = nn.Linear(4 * config.dim, config.dim)
         self.ffn_norm = nn.LayerNorm(config.dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         init_normal(self)
 
-    def forward(self, x_BLD: Tensor, may_look_B1LL: Tensor) -> Tensor:
+    def forward(self, x_BLD: Tensor, rows: Rows) -> Tensor:
         dsp_BLD = self.dsp_norm(x_BLD + self.dropout(self._rescaled(x_BLD)))
-        gsp_BLD = self.gsp_norm(x_BLD + self.dropout(self._attended(x_BLD, may_look_B1LL)))
+        gsp_BLD = self.gsp_norm(
+            x_BLD + self.dropout(self.attention(x_BLD.flatten(0, 1), rows).view_as(x_BLD))
+        )
         mixed_BLD = self.alpha * dsp_BLD + (1 - self.alpha) * gsp_BLD
         out_BLD: Tensor = self.ffn_norm(mixed_BLD + self.dropout(self.down(F.gelu(self.up(mixed_BLD)))))
         return out_BLD
@@ -108,8 +111,3 @@ class _Block(nn.Module):
         low_BLD = torch.fft.irfft(bins_BFD * is_low_F1, n=x_BLD.shape[1], dim=1, norm="ortho")
         scaled_BLD: Tensor = low_BLD + self.beta_D.square() * (x_BLD - low_BLD)
         return scaled_BLD
-
-    def _attended(self, x_BLD: Tensor, may_look_B1LL: Tensor) -> Tensor:
-        # Padding holds values that the transform reads, so no position may be skipped here.
-        every = Places(x_BLD.shape[0], x_BLD.shape[1], None)
-        return every.unpack(self.attention(every.pack(x_BLD), every, may_look_B1LL))

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from lexrec.data.batch import Batch
 from lexrec.item_encoders.base import ItemEncoder
-from lexrec.models._layers import init_normal
+from lexrec.models._layers import Dropout, init_normal
 from lexrec.models.base import Encoded, ModelConfig, SequenceModel
 
 
@@ -56,7 +56,7 @@ class FMLPRec(SequenceModel):
         self.position = nn.Embedding(config.max_len, config.dim)
         nn.init.normal_(self.position.weight, std=0.02)
         self.input_norm = nn.LayerNorm(config.dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.n_layers))
 
     def forward(self, batch: Batch) -> Encoded:
@@ -80,7 +80,7 @@ class _Block(nn.Module):
         self.up = nn.Linear(config.dim, 4 * config.dim)
         self.down = nn.Linear(4 * config.dim, config.dim)
         self.ffn_norm = nn.LayerNorm(config.dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         init_normal(self)
 
     def forward(self, x_BLD: Tensor) -> Tensor:

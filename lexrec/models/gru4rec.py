@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from lexrec.data.batch import Batch
 from lexrec.item_encoders.base import Embedded, ItemEncoder
+from lexrec.models._layers import Dropout
 from lexrec.models.base import Encoded, ModelConfig, SequenceModel, State, append
 
 
@@ -65,7 +66,7 @@ class GRU4Rec(SequenceModel):
         self.config = config
         self.items = items
         self.max_len = config.max_len
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.n_layers))
 
     def forward(self, batch: Batch) -> Encoded:

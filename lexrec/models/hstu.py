@@ -38,7 +38,7 @@ from torch import Tensor, nn
 
 from lexrec.data.batch import Batch, Places
 from lexrec.item_encoders.base import ItemEncoder, ScoringTable
-from lexrec.models._layers import init_normal
+from lexrec.models._layers import Dropout, init_normal
 from lexrec.models.base import Encoded, ModelConfig, SequenceModel
 
 N_BUCKETS = 129
@@ -76,7 +76,7 @@ class HSTU(SequenceModel):
         self.max_len = config.max_len
         self.position = nn.Embedding(config.max_len, config.dim)
         nn.init.normal_(self.position.weight, std=config.dim**-0.5)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.n_layers))
 
     def forward(self, batch: Batch) -> Encoded:
@@ -118,7 +118,7 @@ class _Block(nn.Module):
         self.out = nn.Linear(config.dim, config.dim)
         self.position_bias = nn.Parameter(0.02 * torch.randn(config.max_len))
         self.time_bias = nn.Parameter(0.02 * torch.randn(N_BUCKETS))
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         init_normal(self)
 
     def forward(

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from lexrec.data.batch import Batch
 from lexrec.errors import ConfigError
 from lexrec.item_encoders.base import ItemEncoder
-from lexrec.models._layers import causal_mask
+from lexrec.models._layers import Dropout, causal_mask
 from lexrec.models.base import Encoded, ModelConfig, SequenceModel
 
 _KEY_OF = {
@@ -100,7 +100,7 @@ class IdDecoder(SequenceModel):
         self.decoder = _decoder(config)
         self.input_scale = _input_scale(self.decoder)
         self.decoder.set_input_embeddings(nn.Identity())
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         if config.dropout:
             _drop_branches(self.decoder, config)
         self.blocks[0].register_forward_hook(_add_after_block, with_kwargs=True)

@@ -20,7 +20,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lexrec.data.batch import Places
+from lexrec.models._layers import Rows
 from lexrec.models.bert4rec import BERT4Rec, BERT4RecConfig
 
 _SMALLEST_NORM = 1e-6
@@ -67,11 +67,12 @@ class LinearAttention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.out = nn.Linear(dim, dim)
 
-    def forward(self, x_ND: Tensor, places: Places, is_key_B11L: Tensor) -> Tensor:
-        qkv_BLM = places.unpack(self.qkv(x_ND))
-        q_BHLK, k_BHLK, v_BHLK = (
-            part.view(*part.shape[:2], self.n_heads, -1).transpose(1, 2) for part in qkv_BLM.chunk(3, dim=-1)
-        )
-        y_BHLK = linear_attention(q_BHLK, k_BHLK, v_BHLK, is_key_B11L.transpose(-1, -2))
-        out_ND: Tensor = self.out(places.pack(y_BHLK.transpose(1, 2).flatten(2)))
+    def forward(self, x_ND: Tensor, rows: Rows) -> Tensor:
+        mixed = []
+        for qkv_RWM, is_key_R11W in zip(rows.unpack(self.qkv(x_ND)), rows.may_look, strict=True):
+            qkv_3RHWK = qkv_RWM.view(*qkv_RWM.shape[:2], 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
+            q_RHWK, k_RHWK, v_RHWK = qkv_3RHWK.unbind()
+            y_RHWK = linear_attention(q_RHWK, k_RHWK, v_RHWK, is_key_R11W.transpose(-1, -2))
+            mixed.append(y_RHWK.transpose(1, 2).flatten(2))
+        out_ND: Tensor = self.out(rows.pack(mixed))
         return out_ND

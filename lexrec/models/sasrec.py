@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from lexrec.data.batch import Batch, Places
 from lexrec.item_encoders.base import ItemEncoder
-from lexrec.models._layers import Attention, causal_mask, init_normal
+from lexrec.models._layers import Attention, Dropout, Rows, init_normal
 from lexrec.models.base import Encoded, ModelConfig, SequenceModel
 
 
@@ -74,7 +74,7 @@ class SASRec(SequenceModel):
         self.max_len = config.max_len
         self.position = nn.Embedding(config.max_len, config.dim)
         nn.init.normal_(self.position.weight, std=0.02)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.n_layers))
         is_pre_norm = config.norm == "pre"
         has_input_norm = config.input_norm or not is_pre_norm
@@ -86,9 +86,9 @@ class SASRec(SequenceModel):
         places = Places.of(batch)
         x_BLD = embedded.x_BLD + self.position.weight[-places.length :]
         x_ND = self.dropout(self.input_norm(places.pack(x_BLD)))
-        may_look_B1LL = causal_mask(batch.is_item_BL)
+        rows = Rows.causal(batch)
         for i, block in enumerate(self.blocks):
-            x_ND = block(x_ND, places, may_look_B1LL)
+            x_ND = block(x_ND, rows)
             if i == 0 and embedded.after_block0_BLD is not None:
                 x_ND = x_ND + places.pack(embedded.after_block0_BLD)
         return Encoded(places.unpack(self.final_norm(x_ND)), embedded.aux)
@@ -107,19 +107,19 @@ class _Block(nn.Module):
         self.up = nn.Linear(dim, 2 * inner if config.activation == "swiglu" else inner)
         self.down = nn.Linear(inner, dim)
         self.ffn_norm = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.attention_gate = nn.Linear(dim, dim) if config.gated else None
         self.ffn_gate = nn.Linear(dim, dim) if config.gated else None
         init_normal(self)
 
-    def forward(self, x_ND: Tensor, places: Places, may_look_B1LL: Tensor) -> Tensor:
+    def forward(self, x_ND: Tensor, rows: Rows) -> Tensor:
         if self.is_pre_norm:
-            added_ND = self.dropout(self.attention(self.attention_norm(x_ND), places, may_look_B1LL))
+            added_ND = self.dropout(self.attention(self.attention_norm(x_ND), rows))
             x_ND = x_ND + _gated(self.attention_gate, x_ND, added_ND)
             added_ND = self.dropout(self._feed_forward(self.ffn_norm(x_ND)))
             x_ND = x_ND + _gated(self.ffn_gate, x_ND, added_ND)
         else:
-            x_ND = self.attention_norm(x_ND + self.dropout(self.attention(x_ND, places, may_look_B1LL)))
+            x_ND = self.attention_norm(x_ND + self.dropout(self.attention(x_ND, rows)))
             x_ND = self.ffn_norm(x_ND + self.dropout(self._feed_forward(x_ND)))
         return x_ND
 

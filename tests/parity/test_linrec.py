@@ -11,7 +11,8 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lexrec import registry
-from lexrec.data.batch import Places, collate
+from lexrec.data.batch import collate
+from lexrec.models._layers import Rows
 from lexrec.models.linrec import LinRec, LinRecConfig, linear_attention
 from lexrec.training.step import Step
 from tests import components
@@ -140,9 +141,9 @@ def attention_step(name: str, length: int) -> int:
     attention = build(name).blocks[0].attention.train()
     batch = packed(collate([[1] * length], length))
     x_ND = torch.randn(len(batch.slot_N), components.DIM, requires_grad=True)
-    places = Places.of(batch)
+    rows = Rows.open(batch)
     with LargestTensor() as noted:
-        attention(x_ND, places, batch.is_item_BL[:, None, None]).sum().backward()
+        attention(x_ND, rows).sum().backward()
     return noted.numel
 
 
