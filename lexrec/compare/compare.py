@@ -10,8 +10,11 @@ OUT/report.json                  the comparison; written last
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from lexrec.compare.arms import Arm, changed, with_baselines
 from lexrec.compare.processes import Task, side_by_side
@@ -26,6 +29,7 @@ from lexrec.evaluation.metrics import per_event
 from lexrec.run_dir import RunDir, read_json, write_json
 from lexrec.training.train import choose_device
 
+_LOCK = ".lock"
 _JOBS_A_GPU = 4
 _MOST_JOBS = 8
 
@@ -68,12 +72,33 @@ def compare(
     runs = [run for arm in all_arms for run in _runs(arm, folder, settings)]
     _require_same(folder, dataset, runs)
     devices = _devices(device, jobs)
-    _write_card(folder, dataset, settings, all_arms)
-    done = list(_work(runs, dataset, settings, devices, say or (lambda _: None)))
-    results = [read_arm(arm, [run for run in done if run.arm == arm], settings, users) for arm in all_arms]
-    report = build_report(results, users, settings)
-    write_json(folder / "report.json", report.json())
+    with _alone(folder):
+        _write_card(folder, dataset, settings, all_arms)
+        done = list(_work(runs, dataset, settings, devices, say or (lambda _: None)))
+        results = [
+            read_arm(arm, [run for run in done if run.arm == arm], settings, users) for arm in all_arms
+        ]
+        report = build_report(results, users, settings)
+        write_json(folder / "report.json", report.json())
     return report
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """No second comparison may work on the same runs meanwhile."""
+    lock = FileLock(folder / _LOCK)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        said = f"another comparison is at work in {folder}; wait for it, or choose another --out"
+        raise RunError(said) from error
+    except OSError as error:
+        raise RunError(f"cannot write {folder}: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _runs(arm: Arm, folder: Path, settings: CompareConfig) -> list[Run]:
@@ -85,7 +110,8 @@ def _runs(arm: Arm, folder: Path, settings: CompareConfig) -> list[Run]:
 
 def _require_same(folder: Path, dataset: Dataset, runs: Sequence[Run]) -> None:
     """Refuse a folder whose runs are not those that would be made, before anything is written."""
-    if folder.exists() and not (folder / "compare.json").is_file() and any(folder.iterdir()):
+    others = [path for path in folder.glob("*") if path.name != _LOCK]
+    if others and not (folder / "compare.json").is_file():
         raise RunError(f"{folder} holds other files than a comparison's; choose another --out")
     for run in runs:
         config = run.arm.config(run.seed)
@@ -115,7 +141,6 @@ def _devices(name: str, jobs: int | None) -> list[str]:
 
 def _write_card(folder: Path, dataset: Dataset, settings: CompareConfig, arms: Sequence[Arm]) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         (folder / "report.json").unlink(missing_ok=True)
         card = {
             "data": dataset.fingerprint,

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from lexrec.commands.__main__ import main
 from lexrec.run_dir import RunDir
@@ -183,6 +184,17 @@ def test_a_folder_with_other_files_is_refused(data, tmp_path, capsys):
     assert main(words(data, tmp_path)) == 2
     assert "holds other files than a comparison's; choose another --out" in capsys.readouterr().err
     assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_two_comparisons_do_not_share_a_folder(data, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    with FileLock(out / ".lock"):
+        assert main(words(data, out)) == 2
+    assert f"another comparison is at work in {out}; wait for it, or choose another --out" in (
+        capsys.readouterr().err
+    )
+    assert [entry.name for entry in out.iterdir()] in ([], [".lock"])
 
 
 def test_the_package_is_the_function(python):
