@@ -4,7 +4,7 @@
           with Q from the item vectors, K and V from the table's rows
 
 Dimension key: U attending units of Q queries each, M interests, V tokens, W LLM width, K chosen tokens,
-D width, H heads, C head width.
+D width, H heads, C head width, X = 2D: key and value side by side.
 """
 
 from typing import NamedTuple
@@ -34,13 +34,6 @@ class Chosen(NamedTuple):
     def pooled(self) -> "Chosen":
         """All chosen tokens of the batch, for one unit that everybody belongs to (the release)."""
         return Chosen(*(None if t is None else t.view(1, -1) for t in self))  # type: ignore[arg-type]
-
-
-class Projected(NamedTuple):
-    """A whole table as keys and values: constants once neither table nor weights change."""
-
-    key_VD: Tensor
-    value_VD: Tensor
 
 
 class Answers(NamedTuple):
@@ -75,11 +68,11 @@ class CrossAttention(nn.Module):
         out_UQD: Tensor = self.dropout(self.out(mixed_UHQC.transpose(1, 2).flatten(2)))
         return out_UQD, attention_UHQK
 
-    def read(self, table_VW: Tensor, chosen: Chosen, projected: Projected | None = None) -> Answers:
+    def read(self, table_VW: Tensor, chosen: Chosen, projected_VX: Tensor | None = None) -> Answers:
         """Keys and values of the chosen tokens: the cheaper of table-first and rows-first."""
         token_UK = chosen.token_MK
-        if projected is not None:
-            key_UKD, value_UKD = projected.key_VD[token_UK], projected.value_VD[token_UK]
+        if projected_VX is not None:
+            key_UKD, value_UKD = F.embedding(token_UK, projected_VX).chunk(2, dim=-1)
         elif token_UK.numel() > len(table_VW):
             row_VW = self.rows(table_VW)
             # Not by indexing: its backward pass adds up in any order, and more slowly.
@@ -93,10 +86,16 @@ class CrossAttention(nn.Module):
             value_UKD = _weighted(value_UKD, weight_UK, self.value.bias)
         return Answers(key_UKD, value_UKD, chosen.bias_MK)
 
-    def project(self, table_VW: Tensor) -> Projected:
-        """Keys and values of every token."""
-        row_VW = self.rows(table_VW)
-        return Projected(self.key(row_VW), self.value(row_VW))
+    def project(self, table_VW: Tensor) -> Tensor:
+        """Keys and values of every token, side by side, [V, 2D]: constants once the weights do not change."""
+        return F.linear(self.rows(table_VW), *self.stacked())
+
+    def stacked(self, *before: nn.Linear) -> tuple[Tensor, Tensor]:
+        """The maps of keys and values as one, weight and bias, behind those of `before`."""
+        maps = (*before, self.key, self.value)
+        none_D = self.query.weight.new_zeros(len(self.query.weight))
+        biases = [none_D if one.bias is None else one.bias for one in maps]
+        return torch.cat([one.weight for one in maps]), torch.cat(biases)
 
     def rows(self, table: Tensor) -> Tensor:
         """Table rows in the arithmetic of the weights."""

@@ -18,11 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lexrec.item_encoders._attention import Answers, Chosen, CrossAttention, Projected
+from lexrec.item_encoders._attention import Answers, Chosen, CrossAttention
 from lexrec.item_encoders._expert import TokenExpert, without_gradient
 from lexrec.item_encoders._interest import Interests
 from lexrec.item_encoders._mltfr_config import ConsensusConfig, MltfrConfig
-from lexrec.kernels.token_filter import choose_tokens
+from lexrec.kernels.token_filter import ShiftedGumbel, choose_tokens
 
 
 class Consensus(nn.Module):
@@ -40,7 +40,7 @@ class Consensus(nn.Module):
             nn.Parameter(torch.tensor(config.logit_scale)) if options.average == "all" else None
         )
         self.requires_grad_(False)
-        self._constants: dict[int, tuple[Projected, Tensor | None]] = {}
+        self._constants: dict[int, tuple[Tensor, Tensor | None]] = {}
         self.register_load_state_dict_pre_hook(lambda *_: self.thaw())  # type: ignore[no-untyped-call]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Consensus":
@@ -58,9 +58,9 @@ class Consensus(nn.Module):
         """
         answers = []
         for m in self.members:
-            projected, aligned_VD = self._constants_of(m, experts[m])
+            answer_VX, aligned_VD = self._constants_of(m, experts[m])
             chosen = chosen_E[m] if aligned_VD is None else self._choose(asked, aligned_VD)
-            answers.append(self.attention.read(experts[m].table_VW, chosen, projected))
+            answers.append(self.attention.read(experts[m].table_VW, chosen, answer_VX))
         out_UQD: Tensor = self.attention(asked.query_UQD, self._joined(answers))[0]
         return out_UQD
 
@@ -83,8 +83,9 @@ class Consensus(nn.Module):
     def _choose(self, asked: Interests, aligned_VD: Tensor) -> Chosen:
         """The K tokens of each interest by the average filter."""
         assert self.logit_scale is not None
-        k, noise = min(self.config.k, len(aligned_VD)), self.training or self.config.eval_noise
-        interest_MD = asked.interest_MD.detach()
+        interest_MD, (M, V) = asked.interest_MD.detach(), (len(asked.interest_MD), len(aligned_VD))
+        k, is_noisy = min(self.config.k, V), self.training or self.config.eval_noise
+        noise = ShiftedGumbel(M, V, aligned_VD.device) if is_noisy else None
         token_MK = choose_tokens(interest_MD, aligned_VD, k, scale=self.logit_scale, noise=noise)
         chosen = without_gradient(token_MK, self.config)
         return chosen.pooled() if self.config.pool == "batch" else chosen.at(asked.unit_U)
@@ -99,7 +100,7 @@ class Consensus(nn.Module):
         bias_UK = torch.stack(biases).mean(0) if biases else None
         return Answers(torch.stack(keys).mean(0), torch.stack(values).mean(0), bias_UK)
 
-    def _constants_of(self, m: int, expert: TokenExpert) -> tuple[Projected | None, Tensor | None]:
+    def _constants_of(self, m: int, expert: TokenExpert) -> tuple[Tensor | None, Tensor | None]:
         """Keys, values and aligned tokens of a member's table; kept where tables do not change."""
         if self.config.tune_tables:
             return None, self._aligned(expert)

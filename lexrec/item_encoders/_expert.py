@@ -10,6 +10,10 @@ How the choice gets a gradient (`estimator`):
     paper     rows times 1 + p_I - stop(p_I), p = softmax((s + noise) / tau) over the vocabulary
     release   the same weights, renormalised by their sum over K
 
+There are two ways to the same numbers. The plain one reads the table twice: aligned, to choose, and for the
+chosen rows. On a GPU, where reading a table costs more than multiplying it, alignment, keys and values are one
+product, and attention reads its rows by token (kernels/token_attention.py).
+
 Dimension key: M interests, U attending units of Q queries each, V tokens, W LLM width, K chosen tokens,
 D width, H heads.
 """
@@ -20,9 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lexrec.item_encoders._attention import Chosen, CrossAttention, Projected
+from lexrec.item_encoders._attention import Chosen, CrossAttention
 from lexrec.item_encoders._mltfr_config import MltfrConfig
-from lexrec.kernels.token_filter import ShiftedGumbel, choose_tokens, top_k
+from lexrec.kernels.token_attention import Choice, Projection, attend, project
+from lexrec.kernels.token_filter import ShiftedGumbel, choice_probability, choose_tokens, unit_rows
 
 
 class TokenExpert(nn.Module):
@@ -47,7 +52,7 @@ class TokenExpert(nn.Module):
             self.align.requires_grad_(False)
             self.logit_scale.requires_grad_(False)
         self._aligned_VD: Tensor | None = None
-        self._projected: Projected | None = None
+        self._projected: Projection | None = None
         # Whatever changes the weights makes the constants lies: loading, moving, training.
         self.register_load_state_dict_pre_hook(lambda *_: self.thaw())  # type: ignore[no-untyped-call]
 
@@ -65,63 +70,67 @@ class TokenExpert(nn.Module):
 
     def forward(
         self, query_UQD: Tensor, interest_MD: Tensor, unit_U: Tensor | None
-    ) -> tuple[Tensor, Chosen, Tensor]:
-        """What the expert adds to each query.
+    ) -> tuple[Tensor, Chosen]:
+        """What the expert adds to each query, [U, Q, D], and what was chosen for each unit.
 
         Args:
             query_UQD: item vectors that ask, grouped by unit; with pool=batch all belong to one unit.
             interest_MD: what tokens are chosen by.
             unit_U: which interest each unit reads; None: unit u reads interest u.
-
-        Returns:
-            out_UQD, what was chosen for each unit, and the attention it got, [U, H, Q, K].
         """
+        if self._reads_once(query_UQD):
+            return self._read_once(query_UQD, interest_MD, unit_U)
+        out_UQD, chosen, _ = self.explained(query_UQD, interest_MD, unit_U)
+        return out_UQD, chosen
+
+    def explained(
+        self, query_UQD: Tensor, interest_MD: Tensor, unit_U: Tensor | None
+    ) -> tuple[Tensor, Chosen, Tensor]:
+        """As `forward`, with the attention that each chosen token got, [U, H, Q, K]."""
         chosen = self.choose(interest_MD)
         chosen = chosen.pooled() if self.config.pool == "batch" else chosen.at(unit_U)
-        answers = self.attention.read(self.table_VW, chosen, self._projected)
+        answers = self.attention.read(self.table_VW, chosen, self._answers())
         out_UQD, attention_UHQK = self.attention(query_UQD, answers)
         return out_UQD, chosen, attention_UHQK
 
     def choose(self, interest_MD: Tensor) -> Chosen:
         """The K tokens of each interest."""
-        noise = self.training or self.config.eval_noise
-        if self.config.estimator != "log_bias" and self.config.filter == "learned":
-            return self._choose_dense(interest_MD, noise)
         is_learning = torch.is_grad_enabled() and self.config.filter == "learned"
+        by_probability = self.config.estimator != "log_bias" and self.config.filter == "learned"
         # Aligning the table with gradient pays once more rows are chosen than it has.
-        aligns_all = is_learning and len(interest_MD) * self.k > len(self.table_VW)
+        aligns_all = is_learning and (by_probability or len(interest_MD) * self.k > len(self.table_VW))
         with torch.set_grad_enabled(aligns_all):
             aligned_VD = self._aligned()
-        scale = self.logit_scale.detach()
-        token_MK = choose_tokens(interest_MD.detach(), aligned_VD.detach(), self.k, scale=scale, noise=noise)
+        scale, noise = self.logit_scale, self._noise(interest_MD)
+        token_MK = choose_tokens(interest_MD, aligned_VD, self.k, scale=scale.detach(), noise=noise)
+        # Through 1 / |interest| the choice would pull at small item vectors a hundred times too hard.
+        asked_MD = interest_MD if self.config.bends_items else interest_MD.detach()
+        if by_probability:
+            p_MK = choice_probability(
+                asked_MD, aligned_VD, token_MK, scale=scale, tau=self.config.tau, noise=noise
+            )
+            return self._weighted(token_MK, p_MK)
         if not is_learning:
             return without_gradient(token_MK, self.config)
         if aligns_all:
             row_MKD = F.embedding(token_MK, aligned_VD)
         else:
             row_MKD = F.normalize(self.align(self.attention.rows(self.table_VW[token_MK])), dim=-1)
-        # Through 1 / |interest| the choice would pull at small item vectors a hundred times too hard.
-        asked_MD = interest_MD if self.config.bends_items else interest_MD.detach()
         cosine_MK = (row_MKD @ F.normalize(asked_MD, dim=-1)[:, :, None])[..., 0]
-        score_MK = self.logit_scale * cosine_MK
+        score_MK = scale * cosine_MK
         return Chosen(token_MK, score_MK - score_MK.detach(), None)
 
-    def _choose_dense(self, interest_MD: Tensor, noise: bool) -> Chosen:
-        """The paper's straight-through weights need the softmax over the whole vocabulary."""
-        asked_MD = interest_MD if self.config.bends_items else interest_MD.detach()
-        cosine_MV = F.normalize(asked_MD, dim=-1) @ self._aligned().T
-        score_MV = self.logit_scale * cosine_MV
-        # A softmax over a vocabulary needs more than bf16.
-        score_MV = score_MV.to(torch.promote_types(score_MV.dtype, torch.float32))
-        if noise:
-            M, V = score_MV.shape
-            score_MV = score_MV + ShiftedGumbel(M, V, score_MV.device).rows(0, M)
-        token_MK = top_k(score_MV.detach(), self.k)
-        p_MK = (score_MV / self.config.tau).softmax(dim=1).gather(1, token_MK)
+    def _weighted(self, token_MK: Tensor, p_MK: Tensor) -> Chosen:
+        """The straight-through weights of the paper, or the release's."""
         weight_MK = 1 + p_MK - p_MK.detach()
         if self.config.estimator == "release":
             weight_MK = weight_MK / weight_MK.sum(dim=1, keepdim=True)
         return Chosen(token_MK, None, weight_MK)
+
+    def _noise(self, interest_MD: Tensor) -> ShiftedGumbel | None:
+        if not (self.training or self.config.eval_noise):
+            return None
+        return ShiftedGumbel(len(interest_MD), len(self.table_VW), interest_MD.device)
 
     def _aligned(self) -> Tensor:
         """The table in the space of item vectors, L2-normalised, [V, D]."""
@@ -129,15 +138,53 @@ class TokenExpert(nn.Module):
             return self._aligned_VD
         return F.normalize(self.align(self.attention.rows(self.table_VW)), dim=-1)
 
+    def _reads_once(self, query_UQD: Tensor) -> bool:
+        """True where the one-product way serves: on a GPU, with our own estimator of the choice."""
+        config = self.config
+        is_ours = config.estimator == "log_bias" and config.pool == "user" and config.consensus is None
+        return is_on_gpu(query_UQD) and is_ours and not (config.bends_items or config.tune_tables)
+
+    def _read_once(
+        self, query_UQD: Tensor, interest_MD: Tensor, unit_U: Tensor | None
+    ) -> tuple[Tensor, Chosen]:
+        attention, projection = self.attention, self._projected or self._project()
+        aligned_VD = self._aligned_VD
+        if aligned_VD is None:
+            aligned_VD = unit_rows(projection.projected_VX[:, : query_UQD.shape[2]])
+        scale, noise = self.logit_scale, self._noise(interest_MD)
+        token_MK = choose_tokens(interest_MD, aligned_VD, self.k, scale=scale.detach(), noise=noise)
+        chosen = Chosen(token_MK, None, None).at(unit_U)
+        interest_UD = interest_MD if unit_U is None else interest_MD.index_select(0, unit_U)
+        choice = Choice(chosen.token_MK, interest_UD, scale if self.config.filter == "learned" else None)
+        dropout = attention.dropout.p if self.training else 0.0
+        mixed_UQD = attend(attention.query(query_UQD), choice, projection, attention.n_heads, dropout)
+        out_UQD: Tensor = attention.dropout(attention.out(mixed_UQD))
+        return out_UQD, chosen
+
+    def _project(self) -> Projection:
+        """Alignment, keys and values of every token."""
+        return project(self.attention.rows(self.table_VW), *self.attention.stacked(self.align))
+
+    def _answers(self) -> Tensor | None:
+        """Keys and values of every token where they are constants, [V, 2D]."""
+        return None if self._projected is None else self._projected.projected_VX[:, self.align.out_features :]
+
     @torch.no_grad()
     def freeze(self) -> None:
         """Project the table once: at inference it is never read again."""
         self.thaw()
-        self._aligned_VD, self._projected = self._aligned(), self.attention.project(self.table_VW)
+        # Kept without the table, which `rows` may have copied.
+        self._projected = self._project()._replace(table_VW=self.table_VW)
+        self._aligned_VD = unit_rows(self._projected.projected_VX[:, : self.align.out_features])
 
     def thaw(self) -> None:
         """Drop the constants: the weights are about to change."""
         self._aligned_VD = self._projected = None
+
+
+def is_on_gpu(x: Tensor) -> bool:
+    """Where the one-product way is the faster one."""
+    return x.is_cuda
 
 
 def without_gradient(token_MK: Tensor, config: MltfrConfig) -> Chosen:

@@ -119,7 +119,7 @@ class Mltfr(ItemEncoder):
         gate_UQE = self._gate(asked.query_UQD)
         mixed_UQD, chosen_E = torch.zeros_like(asked.query_UQD), []
         for m, expert in enumerate(self.experts):
-            out_UQD, chosen, _ = expert(*asked)
+            out_UQD, chosen = expert(*asked)
             mixed_UQD = mixed_UQD + gate_UQE[..., m, None] * out_UQD
             chosen_E.append(chosen)
         for consensus in self.consensus:
@@ -182,7 +182,7 @@ class Mltfr(ItemEncoder):
         asked = self._whole_rows(query_B1D, interest_BD)
         views = []
         for m, expert in enumerate(self.experts):
-            _, chosen, attention_UHQK = expert(*asked)
+            _, chosen, attention_UHQK = expert.explained(*asked)  # type: ignore[operator]
             weight_BK = attention_UHQK.mean(1).flatten(0, 1)
             token_BK = chosen.token_MK.expand_as(weight_BK)
             views.append(ExpertView(self.table_names[m], gate_BE[:, m], token_BK, weight_BK))

@@ -1,48 +1,31 @@
-"""Choosing the tokens nearest to an interest: exact top-K over a vocabulary, a chunk of rows at a time.
+"""Choosing the tokens nearest to an interest: exact top-K over a vocabulary that is streamed, never held.
 
-    score[m, v] = scale * cos(interest_m, aligned_v) + gumbel[row(m), v]
+    score[m, v] = scale * cos(interest_m, token_v) + gumbel[row(m), v]
     chosen[m]   = the K best v
+    p[m, v]     = softmax over v of score[m, v] / tau
 
-Nothing of size [M, V] outlives a chunk. The choice itself has no gradient; the estimators that give it one
-work on the chosen tokens (item_encoders/_expert.py).
+Nothing of size [M, V] is made: off a GPU a chunk of rows is scored at a time, on a GPU four kernels
+(`_token_filter_triton.py`) keep the best score of each group of tokens. The choice itself has no gradient; the
+probabilities of the chosen tokens have their exact one, for which the scores are made again.
 
-Dimension key: M queries, V tokens, K chosen tokens, D width, P groups of G tokens.
+Interests are rounded to the type of the token vectors, and scores are float32 sums (float64 for float64):
+a choice is exact but for scores that differ by the rounding of those sums.
+
+Dimension key: M queries, V tokens, K chosen tokens, D width, P groups of G tokens, C rows of a chunk.
 """
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_CHUNK_CELLS = 16 * 1024 * 1024
-"""Scores held at once: 64 MiB in fp32."""
+_CHUNK_CELLS = 2**20
+"""Scores held at once: 4 MiB in fp32, which a processor's cache holds."""
 _GROUP = 32
 """Tokens of a group in the two-stage top-K."""
-
-
-@torch.no_grad()
-def choose_tokens(
-    query_MD: Tensor, token_VD: Tensor, k: int, *, scale: Tensor | float = 1.0, noise: bool = False
-) -> Tensor:
-    """Indexes of the K best tokens of each query, best first, int64 [M, K].
-
-    Args:
-        query_MD: interests; normalised here.
-        token_VD: token vectors, already L2-normalised.
-        k: tokens to choose, at most V.
-        scale: multiplies the cosine; how firmly a score stands against the noise.
-        noise: add Gumbel noise, which samples K tokens without replacement from softmax(scale * cos).
-    """
-    query_MD = F.normalize(query_MD, dim=-1) * scale
-    M, V = len(query_MD), len(token_VD)
-    step = max(1, _CHUNK_CELLS // V)
-    draw = ShiftedGumbel(M, V, query_MD.device) if noise else None
-    chosen = []
-    for first in range(0, M, step):
-        score_MV = query_MD[first : first + step] @ token_VD.T
-        if draw is not None:
-            score_MV = score_MV + draw.rows(first, first + step)
-        chosen.append(top_k(score_MV, k))
-    return torch.cat(chosen) if chosen else query_MD.new_zeros((0, k), dtype=torch.int64)
+_WIDEST, _LONGEST = 256, 2**13
+"""Width and K up to which a tile and a list fit a multiprocessor."""
 
 
 class ShiftedGumbel:
@@ -56,13 +39,140 @@ class ShiftedGumbel:
     def __init__(self, n_rows: int, n_tokens: int, device: torch.device) -> None:
         # float32 always: bf16 has too few bits for the tail that decides a maximum over V.
         draw_V = torch.empty(n_tokens, device=device).exponential_().log_().neg_()
-        self._window_VV = torch.cat([draw_V, draw_V]).unfold(0, n_tokens, 1)
-        self._shift_M = torch.randint(n_tokens, (n_rows,), device=device)
+        self.draw_2V = torch.cat([draw_V, draw_V])
+        self.shift_M = torch.randint(n_tokens, (n_rows,), device=device)
 
     def rows(self, first: int, last: int) -> Tensor:
         """Noise of rows first..last-1, [last - first, V]."""
-        noise_MV: Tensor = self._window_VV[self._shift_M[first:last]]
+        noise_MV: Tensor = self.draw_2V.unfold(0, len(self.draw_2V) // 2, 1)[self.shift_M[first:last]]
         return noise_MV
+
+
+@torch.no_grad()
+def choose_tokens(
+    query_MD: Tensor,
+    token_VD: Tensor,
+    k: int,
+    *,
+    scale: Tensor | float = 1.0,
+    noise: ShiftedGumbel | None = None,
+) -> Tensor:
+    """Indexes of the K best tokens of each query, best first, int64 [M, K].
+
+    Args:
+        query_MD: interests; normalised here.
+        token_VD: token vectors, already L2-normalised.
+        k: tokens to choose, at most V.
+        scale: multiplies the cosine; how firmly a score stands against the noise.
+        noise: Gumbel noise of these queries: K tokens are then sampled without replacement from
+            softmax(scale * cos).
+    """
+    if token_VD.is_cuda and token_VD.shape[1] <= _WIDEST and k <= _LONGEST and len(query_MD):
+        from lexrec.kernels import _token_filter_triton
+
+        factor = torch.as_tensor(scale, dtype=torch.float32, device=token_VD.device)
+        drawn = None if noise is None else (noise.draw_2V, noise.shift_M)
+        return _token_filter_triton.choose(query_MD, token_VD, k, factor, drawn)
+    score = _Scores(F.normalize(query_MD, dim=-1), token_VD, scale, noise)
+    chosen = [top_k(score.of(part), k) for part in score.chunks()]
+    return torch.cat(chosen) if chosen else torch.zeros(0, k, dtype=torch.int64, device=query_MD.device)
+
+
+def choice_probability(
+    query_MD: Tensor,
+    token_VD: Tensor,
+    token_MK: Tensor,
+    *,
+    scale: Tensor,
+    tau: float,
+    noise: ShiftedGumbel | None,
+) -> Tensor:
+    """p of the chosen tokens among all V, float32 [M, K]; its gradient reaches queries, tokens and scale.
+
+    Args:
+        query_MD: interests; normalised here.
+        token_VD: token vectors, already L2-normalised.
+        token_MK: what was chosen.
+        scale: multiplies the cosine.
+        tau: temperature.
+        noise: what was added to the scores of the choice.
+    """
+    p_MK: Tensor = _Probability.apply(F.normalize(query_MD, dim=-1), token_VD, scale, (token_MK, tau, noise))
+    return p_MK
+
+
+def unit_rows(x_VD: Tensor) -> Tensor:
+    """Rows scaled to length 1, without gradient, in one pass; rows of zeros stay."""
+    if x_VD.is_cuda and x_VD.shape[1] <= _WIDEST:
+        from lexrec.kernels import _token_filter_triton
+
+        return _token_filter_triton.unit_rows(x_VD)
+    return F.normalize(x_VD.detach(), dim=-1)
+
+
+class _Scores:
+    """Scores of a chunk of queries at a time."""
+
+    def __init__(
+        self, unit_MD: Tensor, token_VD: Tensor, scale: Tensor | float, noise: ShiftedGumbel | None
+    ) -> None:
+        dtype = torch.promote_types(token_VD.dtype, torch.float32)
+        self.unit_MD, self.token_VD = unit_MD.to(token_VD.dtype).to(dtype), token_VD.to(dtype)
+        self._scale, self._noise = scale, noise
+
+    def chunks(self) -> list[slice]:
+        step = max(1, _CHUNK_CELLS // len(self.token_VD))
+        return [slice(first, first + step) for first in range(0, len(self.unit_MD), step)]
+
+    def of(self, part: slice) -> Tensor:
+        # Autocast would round the sums.
+        with torch.autocast(self.token_VD.device.type, enabled=False):
+            score_CV = (self.unit_MD[part] * self._scale) @ self.token_VD.T
+        return score_CV if self._noise is None else score_CV.add_(self._noise.rows(part.start, part.stop))
+
+
+class _Probability(torch.autograd.Function):
+    """exp(score / tau - logsumexp) of chosen tokens; both passes stream over chunks of queries."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        unit_MD: Tensor,
+        token_VD: Tensor,
+        scale: Tensor,
+        chosen: tuple[Tensor, float, ShiftedGumbel | None],
+    ) -> Tensor:
+        token_MK, tau, noise = chosen
+        score = _Scores(unit_MD, token_VD, scale, noise)
+        logit_MK = score.unit_MD.new_empty(token_MK.shape)
+        log_sum_M = score.unit_MD.new_empty(len(unit_MD))
+        for part in score.chunks():
+            logit_CV = score.of(part).div_(tau)
+            logit_MK[part] = logit_CV.gather(1, token_MK[part])
+            log_sum_M[part] = logit_CV.logsumexp(1)
+        p_MK = (logit_MK - log_sum_M[:, None]).exp_()
+        ctx.save_for_backward(unit_MD, token_VD, scale, token_MK, log_sum_M, p_MK)
+        ctx.tau, ctx.noise = tau, noise
+        return p_MK
+
+    @staticmethod
+    def backward(ctx: Any, grad_MK: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        unit_MD, token_VD, scale, token_MK, log_sum_M, p_MK = ctx.saved_tensors
+        score = _Scores(unit_MD, token_VD, scale, ctx.noise)
+        pull_MK = grad_MK * p_MK
+        pull_M1 = pull_MK.sum(1, keepdim=True)
+        of_unit_MD, of_token_VD = torch.zeros_like(score.unit_MD), torch.zeros_like(score.token_VD)
+        for part in score.chunks():
+            logit_CV = score.of(part).div_(ctx.tau)
+            slope_CV = logit_CV.sub_(log_sum_M[part, None]).exp_().mul_(-pull_M1[part])
+            slope_CV.scatter_add_(1, token_MK[part], pull_MK[part]).div_(ctx.tau)
+            of_unit_MD[part] = slope_CV @ score.token_VD
+            of_token_VD.addmm_(slope_CV.T, score.unit_MD[part])
+        # The slope of each score times its cosine, summed: no need to make the cosines again.
+        of_scale = (of_unit_MD * score.unit_MD).sum().to(scale.dtype)
+        factor = scale.to(of_unit_MD.dtype)
+        of_unit_MD, of_token_VD = of_unit_MD.mul_(factor), of_token_VD.mul_(factor)
+        return of_unit_MD.to(unit_MD.dtype), of_token_VD.to(token_VD.dtype), of_scale, None
 
 
 def top_k(score_MV: Tensor, k: int) -> Tensor:

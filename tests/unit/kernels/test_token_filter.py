@@ -47,8 +47,11 @@ def test_noise_samples_from_the_softmax_of_the_scores() -> None:
     torch.manual_seed(0)
     token_VD = torch.nn.functional.normalize(torch.randn(6, 3), dim=1)
     query_MD = torch.randn(1, 3)
+    def drawn() -> ShiftedGumbel:
+        return ShiftedGumbel(1, 6, token_VD.device)
+
     # Rows of one call share a circular draw, so independent samples need calls of their own.
-    firsts = [choose_tokens(query_MD, token_VD, 1, scale=2.0, noise=True)[0, 0] for _ in range(3000)]
+    firsts = [choose_tokens(query_MD, token_VD, 1, scale=2.0, noise=drawn())[0, 0] for _ in range(3000)]
     expected_V = (2 * torch.nn.functional.normalize(query_MD, dim=1) @ token_VD.T)[0].softmax(0)
     share_V = torch.stack(firsts).bincount(minlength=6) / len(firsts)
     assert_close(share_V, expected_V, atol=4 * math.sqrt(0.25 / len(firsts)), rtol=0)
@@ -69,5 +72,6 @@ def test_the_same_seed_gives_the_same_choice() -> None:
     chosen = []
     for _ in range(2):
         torch.manual_seed(7)
-        chosen.append(choose_tokens(query_MD, token_VD, 5, noise=True))
+        noise = ShiftedGumbel(5, 90, token_VD.device)
+        chosen.append(choose_tokens(query_MD, token_VD, 5, noise=noise))
     assert torch.equal(*chosen)
