@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lexrec.kernels.ranking import NO_KEY, best_keys_by_chunks
+from lexrec.kernels.ranking import NO_KEY, best_keys_by_groups
 
 _GROUPS = 2048
 
@@ -37,7 +37,7 @@ def best_keys(score_BJ: Tensor, first: int, k: int) -> Tensor:
     _keep[(B,)](score_BJ, key_BM, kept_B, J, first, k, n_places, _GROUPS, num_warps=8)
     crowded_R = (kept_B > n_places).nonzero()[:, 0]
     if len(crowded_R):
-        best_RK = best_keys_by_chunks(score_BJ[crowded_R], first, k).topk(min(k, J), dim=1).values
+        best_RK = best_keys_by_groups(score_BJ[crowded_R], first, k).topk(min(k, J), dim=1).values
         key_BM[crowded_R] = NO_KEY
         key_BM[crowded_R, : best_RK.shape[1]] = best_RK
     return key_BM
@@ -60,7 +60,7 @@ def _keep(score_ptr, key_ptr, kept_ptr, J, first, k, M: tl.constexpr, G: tl.cons
         is_kept_G = (order_G >= least) & (score_G != float("-inf"))
         # Few are kept, in no order: they are sorted afterwards, so the lists do not depend on it.
         place_G = tl.atomic_add(kept_ptr + row + column_G * 0, 1, mask=is_kept_G)
-        key_G = (order_G.to(tl.int64) << 32) + (4294967295 - (first + start + column_G))
+        key_G = (order_G.to(tl.int64) << 32) + 4294967295 - (first + start + column_G).to(tl.int64)
         tl.store(key_ptr + row * M + place_G, key_G, mask=is_kept_G & (place_G < M))
 
 

@@ -3,13 +3,14 @@
 A score and its item become one integer that sorts by score, then by lower item, so equal scores fall the
 same way everywhere. NaN sorts before everything: whoever looks at a list sees it in the first place.
 
-Dimension key: B rows, J items of one block, C chunks of a block, K list length, M columns left of a block.
+Dimension key: B rows, J items of one block, G groups of columns, K list length, M columns left of a block.
 """
+
+import math
 
 import torch
 from torch import Tensor
 
-_CHUNK = 64
 _LOW_BITS = 2**32 - 1
 _NAN_BITS = 0x7FC00000
 
@@ -45,24 +46,27 @@ def best_keys(score_BJ: Tensor, first: int, k: int) -> Tensor:
 
         if _ranking_triton.takes(k):
             return _ranking_triton.best_keys(score_BJ, first, k)
-    return best_keys_by_chunks(score_BJ, first, k)
+    return best_keys_by_groups(score_BJ, first, k)
 
 
-def best_keys_by_chunks(score_BJ: Tensor, first: int, k: int) -> Tensor:
+def best_keys_by_groups(score_BJ: Tensor, first: int, k: int) -> Tensor:
     """`best_keys` in plain PyTorch.
 
-    The best k lie in the k chunks with the greatest maxima: any other chunk has k better ones before it.
-    Looking for them among maxima reads a block once instead of selecting from all of it.
+    The best k lie in the k groups with the greatest maxima: any other group has k better ones before it,
+    and among equals lower ones, since groups are runs of neighbours. Looking for them among maxima reads a
+    block once instead of selecting from all of it. Both selections are smallest where there are as many
+    groups as columns in the k best of them.
     """
     B, J = score_BJ.shape
-    C = J // _CHUNK
+    size = 1 << max(0, round(math.log2(max(1.0, J / k)) / 2))
+    G = J // size
     column_J = torch.arange(J, device=score_BJ.device)
-    if 2 * k >= C:
+    if size < 4:
         return make_keys(score_BJ, column_J + first)
-    peak_BC = score_BJ[:, : C * _CHUNK].view(B, C, _CHUNK).amax(2)
-    chunk_BK = items_of(make_keys(peak_BC, column_J[:C]).topk(k, dim=1, sorted=False).values)
-    inside_BM = (chunk_BK[:, :, None] * _CHUNK + column_J[:_CHUNK]).flatten(1)
-    column_BM = torch.cat([inside_BM, column_J[C * _CHUNK :].expand(B, -1)], dim=1)
+    peak_BG = score_BJ[:, : G * size].view(B, G, size).amax(2)
+    group_BK = items_of(make_keys(peak_BG, column_J[:G]).topk(k, dim=1, sorted=False).values)
+    inside_BM = (group_BK[:, :, None] * size + column_J[:size]).flatten(1)
+    column_BM = torch.cat([inside_BM, column_J[G * size :].expand(B, -1)], dim=1)
     return make_keys(score_BJ.gather(1, column_BM), column_BM + first)
 
 
