@@ -4,6 +4,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
+from itertools import pairwise
 
 _WARM_STEPS = 2
 _WARM_CALLS = 3
@@ -41,7 +42,7 @@ class StepMeter:
         """Over all steps but the first few, batch making included."""
         wall, cpu = self._wall[_WARM_STEPS:], self._cpu[_WARM_STEPS:]
         n_targets, n_steps = sum(self._targets[_WARM_STEPS + 1 :]), len(wall) - 1
-        each = sorted(after - before for before, after in zip(wall, wall[1:], strict=False))
+        each = [after - before for before, after in pairwise(wall)]
         return {
             "targets_per_s": round(n_targets / (wall[-1] - wall[0]), 1),
             "targets_per_cpu_s": round(n_targets / (cpu[-1] - cpu[0]), 1),

@@ -1,6 +1,6 @@
 """One measurement of one library, in its own environment; prints one JSON line.
 
-    python -m benchmarks.peers.worker PEER QUESTION --data DIR --work DIR [--setting JSON] [--seconds S]
+python -m benchmarks.peers.worker PEER QUESTION --data DIR --work DIR [--setting JSON] [--seconds S]
 """
 
 import argparse
@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.peers.adapters.base import Adapter
 from benchmarks.peers.meter import StepMeter, call_ms, peak_mib
-from benchmarks.peers.setting import N_TOGETHER, K, Histories, Setting
+from benchmarks.peers.setting import N_TOGETHER, Histories, K, Setting
 
 _LONG = 50
 """Events of the one history asked about."""
@@ -34,7 +34,11 @@ def evaluate(peer: Adapter, histories: Histories, seconds: float) -> dict[str, A
     before, cpu = time.perf_counter(), time.process_time()
     metrics = peer.evaluate()
     took = {"seconds": time.perf_counter() - before, "cpu_seconds": time.process_time() - cpu}
-    return {**{key: round(value, 3) for key, value in took.items()}, "users": histories.n_users, "metrics": metrics}
+    return {
+        **{key: round(value, 3) for key, value in took.items()},
+        "users": histories.n_users,
+        "metrics": metrics,
+    }
 
 
 def recommend(peer: Adapter, histories: Histories, seconds: float) -> dict[str, Any]:
@@ -47,7 +51,8 @@ def recommend(peer: Adapter, histories: Histories, seconds: float) -> dict[str, 
         if [len(items) for items in lists] != [K] * len(users):
             raise SystemExit(f"a list is not of {K} items")
         found[f"seen_{name}"] = sum(
-            len(set(items) & set(histories.events(user, 1).tolist())) for items, user in zip(lists, users, strict=True)
+            len(set(items) & set(histories.events(user, 1).tolist()))
+            for items, user in zip(lists, users, strict=True)
         )
         found[f"api_{name}_ms"] = call_ms(peer.api(users), seconds / 4)
         found[f"raw_{name}_ms"] = call_ms(peer.raw(users), seconds / 4)

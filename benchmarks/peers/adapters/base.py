@@ -28,7 +28,7 @@ class Adapter(Protocol):
         ...
 
     def api(self, users: Sequence[int]) -> Callable[[], Any]:
-        """A call of the library's public function for the best K items after all but each user's last event."""
+        """A call of the library's public function: the best K items after all but each user's last event."""
         ...
 
     def lists(self, answer: Any) -> list[list[int]]:

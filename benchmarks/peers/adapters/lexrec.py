@@ -17,17 +17,17 @@ class _Enough(Exception):  # noqa: N818
 
 
 class _Tracker:
-    """Passes steps on to a meter; whole epochs, since it is told an epoch's average of targets."""
+    """Passes steps on to a meter. Targets are an epoch's average: its batches are drawn at random."""
 
-    def __init__(self, meter: StepMeter, n_epochs: int) -> None:
-        self.meter, self.n_epochs = meter, n_epochs
+    def __init__(self, meter: StepMeter) -> None:
+        self.meter = meter
 
     def begin(self, n_steps: int, at: Any) -> None:
-        self.n_batches = n_steps // self.n_epochs
+        pass
 
     def step(self, at: Any, loss: Any, n_items: int) -> None:
         self.meter.step(n_items)
-        if at.step % self.n_batches == 0 and self.meter.is_over:
+        if self.meter.is_over:
             raise _Enough
 
     def validated(self, at: Any, metrics: Any, is_best: bool) -> None:
@@ -50,7 +50,7 @@ class Library:
         run = self._train("run", 0)
         meter.parameters = run.summary["parameters"]
         try:
-            self._train("endless", 1000, (_Tracker(meter, 1000),))
+            self._train("endless", 1000, (_Tracker(meter),))
         except _Enough:
             shutil.rmtree(self.work / "endless")
 
@@ -100,4 +100,3 @@ class Library:
             device="cpu",
             track=track,
         )
-
