@@ -23,6 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format", metavar="NAME", help="format of the events, where the suffix does not say it"
     )
+    parser.add_argument(
+        "--memory", metavar="SIZE", help="what it may take, such as 4GiB (half of what there is)"
+    )
     _add_columns(parser.add_argument_group("columns"))
     _add_items(parser.add_argument_group("item table"))
     _add_filters(parser.add_argument_group("filters, applied in this order"))
@@ -127,7 +130,7 @@ def _options(args: argparse.Namespace) -> "Options":
         min_length=args.min_length,
     )
     split = _split(args)
-    return Options(filters=filters, split=split, ties=args.ties, format=args.format, force=args.force)
+    return Options(filters, split, args.ties, args.format, memory=args.memory, force=args.force)
 
 
 def _split(args: argparse.Namespace) -> "Split":

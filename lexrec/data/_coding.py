@@ -39,6 +39,7 @@ def encode(source: Source, columns: Columns, ties: str, engine: Engine) -> Coded
     is_by_row = ties == "row" or columns.time is None
     if is_by_row:
         table = table.mutate(row=ibis.row_number())
+    engine.tell("reading")
     with reading(source.name):
         # Text is parsed once; what has types of its own is cheaper to scan again than to copy.
         table = table if source.is_typed else engine.keep(table)
@@ -50,7 +51,9 @@ def encode(source: Source, columns: Columns, ties: str, engine: Engine) -> Coded
     if not is_by_row:
         table = table.mutate(tie=_tie(table))
     with reading(source.name):
+        engine.tell("finding the ids")
         users, items = _vocabulary(table, "user", engine), _vocabulary(table, "item", engine)
+        engine.tell("encoding the events")
         events = engine.keep(_coded(table, users, items))
     kinds = {role: found.kind for role, found in roles.items()}
     return Coded(events, _order(roles, is_by_row), users, items, kinds, size(events, engine))

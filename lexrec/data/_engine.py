@@ -9,6 +9,7 @@ import uuid
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -17,24 +18,31 @@ import pyarrow as pa
 from ibis.common.exceptions import IbisError
 from ibis.expr import types as ir
 
+from lexrec.data import _memory
+from lexrec.data._stages import Tell, tell_nobody
 from lexrec.errors import DataError
 
 _LONGEST = 300
 """Characters of an engine's complaint that are passed on: it may quote a whole line of a file."""
+BATCH_ROWS = 1_000_000
+"""Rows that come from an engine at once."""
+_DISK_FULL = ("No space left on device", "File too large", "max_temp_directory_size")
 
 
 class Engine:
     """An Ibis backend, and the tables that preparation keeps in it until it is done."""
 
-    def __init__(self, backend: Any) -> None:
-        self.backend = backend
+    def __init__(self, backend: Any, *, is_ours: bool = False, tell: Tell = tell_nobody) -> None:
+        self.backend, self.tell = backend, tell
+        # In a database of our own tables are compressed in its file; in another they must be temporary.
+        self._is_temporary = not is_ours
         self._kept: set[str] = set()
         self._views: set[str] = set()
 
     def keep(self, table: ir.Table) -> ir.Table:
         """The table, computed once and held by the engine."""
         name = self.name()
-        kept: ir.Table = self.backend.create_table(name, table, temp=True)
+        kept: ir.Table = self.backend.create_table(name, table, temp=self._is_temporary)
         self._kept.add(name)
         return kept
 
@@ -78,7 +86,7 @@ class Engine:
 
     def batches(self, table: ir.Table) -> pa.RecordBatchReader:
         """All rows as Arrow, some at a time."""
-        return self.backend.to_pyarrow_batches(table, chunk_size=1_000_000)
+        return self.backend.to_pyarrow_batches(table, chunk_size=BATCH_ROWS)
 
     def view(self, table: ir.Table) -> ir.Table:
         """A file opened by the engine: its view is dropped with the kept tables."""
@@ -96,29 +104,70 @@ class Engine:
 
 
 @contextmanager
-def working(backend: Any | None) -> Iterator[Engine]:
-    """The given backend, or an embedded DuckDB that spills to a scratch folder; nothing is left behind.
+def working(
+    backend: Any | None, memory: str | int | None = None, place: Path | None = None, tell: Tell = tell_nobody
+) -> Iterator[Engine]:
+    """The given backend, or an embedded DuckDB whose tables lie in a scratch folder; nothing is left behind.
+
+    Args:
+        backend: an Ibis backend; it keeps its own settings of memory and place.
+        memory: what preparation may take in all, as `lexrec prepare --memory`; half the machine's by default.
+        place: where the scratch folder is made, the system's place for such by default.
+        tell: told of each stage.
 
     Raises:
-        DataError: the engine gave up, for instance for want of memory or of room for what it spills.
+        DataError: the engine gave up, for instance for want of memory or of room on the disk.
     """
-    scratch = tempfile.mkdtemp(prefix="lexrec-")
+    scratch = Path(tempfile.mkdtemp(prefix=".lexrec-", dir=place))
     own = None
     try:
         if backend is None:
-            own = ibis.duckdb.connect(temp_directory=scratch, autoinstall_known_extensions=False)
-        engine = Engine(own or backend)
+            own = _embedded(scratch, memory)
+        engine = Engine(own or backend, is_ours=own is not None, tell=tell)
         with _quiet(), _utc(engine.backend):
             try:
                 yield engine
             finally:
-                engine.close()
+                if own is None:
+                    engine.close()
     except duckdb.Error as error:
-        raise DataError(f"preparation failed in the engine: {_first_lines(error)}") from error
+        raise DataError(_complaint(error, scratch.parent, own)) from error
     finally:
         if own is not None:
             own.disconnect()
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _embedded(scratch: Path, memory: str | int | None) -> Any:
+    """A database of our own that keeps to its share of the memory."""
+    own = ibis.duckdb.connect(
+        scratch / "tables.duckdb", temp_directory=str(scratch), autoinstall_known_extensions=False
+    )
+    limit, n_cores = own.con.execute(
+        "SELECT current_setting('memory_limit'), current_setting('threads')"
+    ).fetchone()
+    # DuckDB knows what there is, in a container too, and would take four fifths of it.
+    n_bytes = _memory.default(limit) if memory is None else _memory.parse_memory(memory)
+    share = _memory.engine_share(n_bytes)
+    own.con.execute(f"SET memory_limit = '{share // 2**10}KiB'")
+    own.con.execute(f"SET threads = {_memory.engine_threads(share, n_cores)}")
+    return own
+
+
+def _complaint(error: Exception, place: Path, own: Any | None) -> str:
+    """What an engine that gave up says, with the way out where we know one."""
+    text = str(error)
+    if own is not None and any(said in text for said in _DISK_FULL):
+        return (
+            f"no room is left in {place}, where preparation keeps tables until it is done; "
+            "nothing was left behind, free some room or choose another place (--out)"
+        )
+    if own is not None and isinstance(error, duckdb.OutOfMemoryException):
+        return (
+            "preparation ran out of memory; nothing was left behind, "
+            "give it more (--memory 8GiB, memory='8GiB') or take fewer columns"
+        )
+    return f"preparation failed in the engine: {_first_lines(error)}"
 
 
 @contextmanager
@@ -127,6 +176,8 @@ def reading(what: str) -> Iterator[None]:
     try:
         yield
     except (duckdb.Error, pa.ArrowException, IbisError, OSError, UnicodeError) as error:
+        if isinstance(error, duckdb.OutOfMemoryException) or any(said in str(error) for said in _DISK_FULL):
+            raise  # not the source's fault
         raise DataError(f"cannot read {what}: {_first_lines(error)}") from error
 
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lexrec.data._chunks import count_at_most, pieces
 from lexrec.data._fingerprint import fingerprint as fingerprint
 from lexrec.data.vocabulary import Vocabulary
 from lexrec.errors import DataError
@@ -81,8 +82,11 @@ class Dataset:
     @cached_property
     def train_count_I(self) -> NDArray[np.int64]:
         """Training events of each item index, 0..n_items + 1 (padding and MASK have none)."""
-        items = self.item_N[self.split_N == TRAIN]
-        return np.bincount(items, minlength=self.n_items + 2)
+        count_I = np.zeros(self.n_items + 2, dtype=np.int64)
+        for here in pieces(len(self.item_N)):
+            items = self.item_N[here][self.split_N[here] == TRAIN]
+            count_I += np.bincount(items, minlength=len(count_I))
+        return count_I
 
     @cached_property
     def user_table(self) -> "pa.Table":
@@ -139,9 +143,8 @@ class Dataset:
         return summary(self)
 
     def _end(self, last_split: int) -> NDArray[np.int64]:
-        kept_N = np.concatenate([[0], np.cumsum(self.split_N <= last_split, dtype=np.int64)])
-        end_U: NDArray[np.int64] = self.start_U + kept_N[self.offset_U[1:]] - kept_N[self.offset_U[:-1]]
-        return end_U
+        # Marks never fall within a user, so those up to one of them are its first.
+        return self.start_U + count_at_most(self.split_N, last_split, self.offset_U)
 
     def _table(self, name: str) -> "pa.Table":
         if name in self.tables:

@@ -9,6 +9,7 @@ Dimension key: N events, U users.
 """
 
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,10 +20,12 @@ from numpy.typing import NDArray
 
 from lexrec import __version__
 from lexrec.data import splits
-from lexrec.data._arrays import Arrays, count_ties, only, read_arrays
+from lexrec.data._arrays import Arrays, NewArray, count_ties, in_memory, only, read_arrays
 from lexrec.data._coding import Coded, encode
 from lexrec.data._engine import Engine, working
-from lexrec.data._write import refuse_target, write_dataset
+from lexrec.data._memory import parse_memory
+from lexrec.data._stages import Tell, stages, tell_nobody
+from lexrec.data._write import new_array, new_folder, write_files
 from lexrec.data.columns import Columns
 from lexrec.data.dataset import FORMAT_VERSION, Dataset, fingerprint
 from lexrec.data.filters import Filters, size, steps
@@ -59,12 +62,17 @@ class Options:
     """Name of the file format, where the path's suffix does not say it."""
     engine: Any = None
     """An Ibis backend to work in; an embedded DuckDB by default."""
+    memory: str | int | None = None
+    """What preparation may take, such as "4GiB" or a number of bytes; half of what there is by default. More
+    than fits is kept on disk beside the data set until it is done. An engine of yours keeps its own limit."""
     force: bool = False
     """Replace a data set that is at `out` already."""
 
     def __post_init__(self) -> None:
         if self.ties not in ("row", "hash"):
             raise DataError(f"ties {self.ties!r}; allowed: row, hash")
+        if self.memory is not None:
+            parse_memory(self.memory)
 
 
 def prepare(
@@ -93,30 +101,53 @@ def prepare(
         DataError: one line about what is wrong; nothing has been written then.
     """
     options = options or Options()
-    refuse_target(Path(out), force=options.force)
     given = options.split.column if isinstance(options.split, GivenSplit) else None
     columns = Columns(user, item, time, options.filters.rating, given)
-    dataset = build(events, columns, items=items, options=options)
-    write_dataset(dataset, Path(out), force=options.force)
+    with new_folder(Path(out), force=options.force) as folder, stages() as tell:
+        room = Room(partial(new_array, folder), folder.parent, tell)
+        dataset = build(events, columns, items=items, options=options, room=room)
+        tell("flushing to disk")
+        write_files(dataset, folder)
     return Dataset.load(out)
 
 
-def build(events: Any, columns: Columns, *, items: ItemTable | None = None, options: Options) -> Dataset:
+@dataclass(frozen=True)
+class Room:
+    """Where `build` puts things and says how far it is: in memory and to nobody, unless told otherwise."""
+
+    new: NewArray = in_memory
+    scratch: Path | None = None
+    """Folder for what does not fit in memory; the system's by default."""
+    tell: Tell = tell_nobody
+
+
+def build(
+    events: Any,
+    columns: Columns,
+    *,
+    items: ItemTable | None = None,
+    options: Options,
+    room: Room | None = None,
+) -> Dataset:
     """Make a data set in memory; `prepare` without the writing."""
     _refuse_contradictions(columns, items, options)
-    with working(options.engine) as engine:
+    room = room or Room()
+    with working(options.engine, options.memory, room.scratch, room.tell) as engine:
+        engine.tell("opening the events")
         source = open_source(
             events, list(columns.roles().values()), options.format, engine, "the event table"
         )
         coded = encode(source, columns, options.ties, engine)
         described = None
         if items is not None:
+            engine.tell("reading the item table")
             described = describe(coded.items, coded.kinds["item"], items, columns.item, engine)
         kept, n_events, dropped = _filter(coded, options.filters, engine)
-        arrays = read_arrays(kept, n_events, coded, engine)
+        arrays = read_arrays(kept, n_events, coded, engine, room.new)
         users = only(_ids(coded.users, "user_id", engine), arrays.is_user_C)
         all_items = described.table if described else _ids(coded.items, "item_id", engine)
         item_table = only(all_items, arrays.is_item_C)
+    room.tell("splitting")
     marked = _mark(arrays, coded, options.split, users)
     facts = {
         "source": {"events": source.name, "items": described.name if described else None},
@@ -131,6 +162,7 @@ def build(events: Any, columns: Columns, *, items: ItemTable | None = None, opti
         "time_unit": coded.kinds.get("time"),
         "item_table": _item_facts(described, arrays),
     }
+    room.tell("taking the fingerprint")
     return _dataset(arrays, marked.mark_N, users, item_table, facts)
 
 
@@ -149,6 +181,7 @@ def _filter(coded: Coded, filters: Filters, engine: Engine) -> tuple[ir.Table, i
     """What is left, how many events that are, and what each filter took."""
     events, before, dropped = coded.events, coded.size, []
     for step in steps(filters, engine, coded.order):
+        engine.tell(f"filtering: {step.name}")
         events = step.apply(events)
         after = size(events, engine)
         took = {name: getattr(before, name) - getattr(after, name) for name in before._fields}

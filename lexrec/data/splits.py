@@ -15,6 +15,7 @@ from typing import ClassVar, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lexrec.data._chunks import count_at_most, pieces
 from lexrec.data.dataset import TEST, TRAIN, VALIDATION
 from lexrec.errors import DataError
 
@@ -108,13 +109,11 @@ def by_time(time_N: NDArray[np.int64], offset_U: NDArray[np.int64], unit: str, s
     """
     n_events = len(time_N)
     if split.test_from is None:
-        test_from = _latest(time_N, split.test * n_events)
+        test_from = _latest(time_N, split.test * n_events, int(time_N.max()) + 1)
     else:
         test_from = _stored(split.test_from, unit)
     if split.validation_from is None:
-        before_N = time_N[time_N < test_from]
-        n_wanted = split.validation * n_events
-        validation_from = _latest(before_N, n_wanted) if n_wanted and len(before_N) else test_from
+        validation_from = _latest(time_N, split.validation * n_events, test_from)
     else:
         validation_from = _stored(split.validation_from, unit)
     if validation_from > test_from:
@@ -122,7 +121,9 @@ def by_time(time_N: NDArray[np.int64], offset_U: NDArray[np.int64], unit: str, s
             f"time split: validation begins at {describe(validation_from, unit)}, "
             f"after test at {describe(test_from, unit)}; swap them"
         )
-    mark_N = (time_N >= validation_from).astype(np.uint8) + (time_N >= test_from).astype(np.uint8)
+    mark_N = np.zeros(n_events, dtype=np.uint8)
+    for here in pieces(n_events):
+        mark_N[here] = (time_N[here] >= validation_from).astype(np.uint8) + (time_N[here] >= test_from)
     # Times never fall within a user: its first event says whether it has any for training.
     first_U, last_U = mark_N[offset_U[:-1]], mark_N[offset_U[1:] - 1]
     facts: dict[str, int | str] = {
@@ -138,7 +139,7 @@ def given(
 ) -> tuple[Marked, int | None]:
     """Marks of GivenSplit, and the index of a user whose marks fall, if there is one."""
     falls_N = np.zeros(len(mark_N), dtype=bool)
-    falls_N[1:] = mark_N[1:] < mark_N[:-1]
+    np.less(mark_N[1:], mark_N[:-1], out=falls_N[1:])
     falls_N[offset_U[:-1]] = False
     if falls_N.any():
         fault = int(np.searchsorted(offset_U, np.argmax(falls_N), side="right")) - 1
@@ -146,8 +147,7 @@ def given(
     if split.validation == "none" or (mark_N == VALIDATION).any():
         return Marked(mark_N, {}), None
     mark_N = mark_N.copy()
-    kept_N = np.concatenate([[0], np.cumsum(mark_N == TRAIN)])
-    n_train_U = kept_N[offset_U[1:]] - kept_N[offset_U[:-1]]
+    n_train_U = count_at_most(mark_N, TRAIN, offset_U)
     is_taken_U = n_train_U >= _SHORTEST
     mark_N[(offset_U[:-1] + n_train_U - 1)[is_taken_U]] = VALIDATION
     return Marked(mark_N, {"users_with_validation_from_train": int(is_taken_U.sum())}), None
@@ -170,14 +170,28 @@ def describe(moment: int, unit: str) -> str:
     return str(moment) if unit == INTEGER else f"{moment / 1e6:f}"
 
 
-def _latest(time_N: NDArray[np.int64], n_wanted: float) -> int:
-    """The latest moment with at least so many events from it on."""
+def _latest(time_N: NDArray[np.int64], n_wanted: float, before: int) -> int:
+    """The latest moment with at least so many events from it on and before another; that one if none are."""
     # A share of a count is seldom exact in floating point: 0.1 * 30 must not ask for a fourth event.
-    n_from = min(math.ceil(n_wanted - 1e-6), len(time_N))
+    n_from = min(math.ceil(n_wanted - 1e-6), _count(time_N, int(time_N.min()), before))
     if n_from == 0:
-        return int(time_N.max()) + 1
-    place = len(time_N) - n_from
-    return int(np.partition(time_N, place)[place])
+        return before
+    # By halving: a selection would need a second array as long as the events.
+    enough, too_late = int(time_N.min()), before
+    while too_late - enough > 1:
+        middle = (enough + too_late) // 2
+        if _count(time_N, middle, before) >= n_from:
+            enough = middle
+        else:
+            too_late = middle
+    return enough
+
+
+def _count(time_N: NDArray[np.int64], first: int, before: int) -> int:
+    return sum(
+        int(np.count_nonzero((time_N[here] >= first) & (time_N[here] < before)))
+        for here in pieces(len(time_N))
+    )
 
 
 def _stored(said: str | float, unit: str) -> int:

@@ -3,10 +3,12 @@ import stat
 import subprocess
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from lexrec.data.dataset import Dataset
-from lexrec.data.prepare import Filters, Options, prepare
+from lexrec.data._write import new_array
+from lexrec.data.dataset import Dataset, fingerprint
+from lexrec.data.prepare import Columns, Filters, GivenSplit, LeaveOneOut, Options, TimeSplit, prepare
 from lexrec.errors import DataError
 from tests.unit.data._tables import EVENTS, built, histories, table
 
@@ -120,48 +122,95 @@ def test_a_data_set_in_memory_can_be_saved(tmp_path):
 
 LIMITED = """
 import resource, sys
-from lexrec.commands.__main__ import main
+from pathlib import Path
+import numpy as np
+import pyarrow as pa
+from lexrec.data._write import new_array, new_folder
+from lexrec.data.prepare import Columns, Options, build
+from lexrec.errors import DataError
+n = 60_000
+events = pa.table({"u": np.arange(n) % 50, "i": np.arange(n) % 997})
+dataset = build(events, Columns("u", "i"), options=Options())
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-sys.exit(main(sys.argv[1:]))
+def fill():
+    with new_folder(Path("data/shop"), force=False) as folder:
+        new_array(folder, "item", n, np.int32)
+for write in (lambda: dataset.save("data/shop"), fill):
+    try:
+        write()
+    except DataError as error:
+        print(error)
 """
 
 
-def large(folder):
-    """Events whose arrays take more than 100 kB."""
-    path = folder / "events.csv"
-    path.write_text("user_id,item_id\n" + "".join(f"{n % 50},{n % 997}\n" for n in range(60_000)))
-    return path
-
-
 def test_a_file_too_large_to_write_is_one_line_and_leaves_nothing(tmp_path, python):
-    events = large(tmp_path)
-    done = python("-c", LIMITED, "prepare", events, "--out", tmp_path / "data" / "shop")
-    assert done.returncode == 2
-    assert done.stderr == (
-        f"lexrec: error: cannot write {tmp_path}/data/shop: File too large; nothing was left behind, "
-        "free some room or choose another place (--out)\n"
+    done = python("-c", LIMITED)
+    message = (
+        "cannot write data/shop: File too large; nothing was left behind, "
+        "free some room or choose another place (--out)"
     )
+    assert done.stdout.splitlines() == [message, message], done.stderr
     assert names(tmp_path / "data") == []
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, lexrec):
-    events, disk = large(tmp_path), tmp_path / "disk"
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        ("160k", "no room is left in {disk}, where preparation keeps tables until it is done"),
+        ("4m", "cannot write {disk}/shop: No space left on device"),
+    ],
+)
+def test_a_full_disk_is_one_line_and_leaves_nothing(size, message, tmp_path, lexrec):
+    # Few different values: the engine's tables take less room than the arrays.
+    rows = "".join(f"{n % 5},{n % 7}\n" for n in range(1_500_000))
+    (tmp_path / "events.csv").write_text("user_id,item_id\n" + rows)
+    disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", str(disk)], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)], capture_output=True, check=False
     )
     if mounted.returncode != 0:
         pytest.skip("mounting a small disk needs rights this process does not have")
     try:
-        done = lexrec("prepare", events, "--out", disk / "shop")
+        done = lexrec("prepare", "events.csv", "--out", disk / "shop")
         assert done.returncode == 2
         assert done.stderr == (
-            f"lexrec: error: cannot write {disk}/shop: No space left on device; nothing was left behind, "
+            f"lexrec: error: {message.format(disk=disk)}; nothing was left behind, "
             "free some room or choose another place (--out)\n"
         )
         assert names(disk) == []
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_arrays_are_filled_in_their_files(tmp_path):
+    array = new_array(tmp_path, "item", 3, np.int32)
+    assert array.tolist() == [0, 0, 0]
+    array[1] = 7
+    array.flush()
+    np.save(tmp_path / "plain.npy", np.array([0, 7, 0], dtype=np.int32))
+    assert (tmp_path / "item.npy").read_bytes() == (tmp_path / "plain.npy").read_bytes()
+
+
+@pytest.mark.parametrize("split", [TimeSplit(0.2, 0.2), LeaveOneOut(), GivenSplit("s")])
+def test_data_in_many_pieces_is_the_same_data(split, tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    events = pa.table(
+        {"u": rng.integers(0, 9, 120), "i": rng.integers(0, 30, 120), "t": rng.integers(0, 50, 120)}
+    ).append_column("s", pa.array(["train"] * 120))
+    columns = Columns("u", "i", "t", split="s" if isinstance(split, GivenSplit) else None)
+    options = Options(Filters(item_core=2), split=split)
+    expected = built(events, columns, options=options)
+    monkeypatch.setattr("lexrec.data._engine.BATCH_ROWS", 7)
+    monkeypatch.setattr("lexrec.data._chunks.CHUNK", 5)
+    dataset = prepare(events, user="u", item="i", time="t", out=tmp_path / "shop", options=options)
+    assert dataset.manifest == expected.manifest
+    arrays = {
+        name: np.load(tmp_path / "shop" / f"{name}.npy") for name in ("item", "offset", "split", "time")
+    }
+    assert fingerprint(arrays, dataset.user_table, dataset.item_table) == expected.fingerprint
+    for name in ("train_end_U", "validation_end_U", "train_count_I"):
+        assert getattr(dataset, name).tolist() == getattr(expected, name).tolist()
 
 
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
