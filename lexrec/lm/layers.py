@@ -56,6 +56,15 @@ def attention(layer: nn.Module, decoder: Any) -> str:
     return _the_one(found, "attention", layer, decoder)
 
 
+def norms(layer: nn.Module) -> list[str]:
+    """Names of a layer's norms: what has weights and no linear map."""
+    return [
+        name
+        for name, part in layer.named_children()
+        if any(True for _ in part.parameters()) and not any(_is_linear(one) for one in part.modules())
+    ]
+
+
 def linears(part: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
     """The linear maps directly inside a part."""
     for name, one in part.named_children():

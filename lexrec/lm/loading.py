@@ -79,13 +79,20 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.causal = causal.eval().requires_grad_(False)
         self.base, self.config = base, config
-        self.layers[0].register_forward_hook(_add_after_layer, with_kwargs=True)
+        self._first: Any = None
+        self.layers_changed()
         self.scale = _embedding_scale(causal.get_input_embeddings())
-        if config.checkpointing:
+        _check(self)
+
+    def layers_changed(self) -> None:
+        """Tell the layers, new ones among them, what holds for all; called again by who adds some."""
+        if self._first is not None:
+            self._first.remove()
+        self._first = self.layers[0].register_forward_hook(_add_after_layer, with_kwargs=True)
+        if self.config.checkpointing:
             # No layer draws a random number: dropout is on what goes in.
             how = {"use_reentrant": False, "preserve_rng_state": False}
-            causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
-        _check(self)
+            self.causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
 
     @property
     def decoder(self) -> Any:

@@ -29,8 +29,8 @@ class Events(NamedTuple):
 
     item_N: Tensor
     """int64; PAD where there is no event."""
-    history_N: Tensor
-    """int64 row of the batch."""
+    history_NT: Tensor
+    """int64 row of the batch, [N, 1 + T]."""
     position_NT: Tensor
     """int64 position of each place in its history, [N, 1 + T]."""
     is_token_NT: Tensor
@@ -86,7 +86,7 @@ class Prompt(nn.Module):
         event_N = torch.arange(len(item_N), device=item_BL.device)
         return Events(
             item_N,
-            place_N // L,
+            (place_N // L)[:, None].expand(-1, len(offset_T)),
             start_M[place_N][:, None] + offset_T,
             is_token_NT,
             event_N * len(offset_T) + length_N,

@@ -1,6 +1,6 @@
 """Which tokens a feed-forward expert gets: decided by their type, known before anything is computed.
 
-Dimension key: M tokens of all rows, W width.
+Dimension key: M tokens of all rows, R rows, S slots.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 Expert = Callable[[Tensor], Tensor]
-"""Any position-wise map, [..., W] -> [..., W]."""
+"""Any position-wise map."""
 
 
 class Route(NamedTuple):
@@ -36,9 +36,10 @@ class Route(NamedTuple):
         return Route(n_events, order_M, torch.cat([item_N1, text_NT], 1).flatten())
 
     def apply(self, x: Tensor, item: Expert, text: Expert) -> Tensor:
-        """Each token of `x` [..., W] through its expert; without texts the other one is not run."""
+        """Each token of `x`, [R, S, ...], through its expert; without texts the other one is not run."""
         if self.order_M is None or self.back_M is None:
             return item(x)
-        x_MW = x.reshape(-1, x.shape[-1]).index_select(0, self.order_M)
-        y_MW = torch.cat([item(x_MW[: self.n_items]), text(x_MW[self.n_items :])])
-        return y_MW.index_select(0, self.back_M).view(x.shape)
+        x_M = x.flatten(0, 1).index_select(0, self.order_M)
+        y_M = torch.cat([item(x_M[: self.n_items]), text(x_M[self.n_items :])])
+        y_M = y_M.index_select(0, self.back_M)
+        return y_M.view(*x.shape[:2], *y_M.shape[1:])

@@ -46,6 +46,12 @@ class Stream(NamedTuple):
     """None: every token is text."""
     added_RSW: Tensor | None = None
     """Joins the output of the first layer."""
+    aux: dict[str, Tensor] | None = None
+    """Where parts of layers leave auxiliary losses, by name and already weighted; new for each pass."""
+    is_token_RS: Tensor | None = None
+    """True where there is a token; None: everywhere."""
+    aux: dict[str, Tensor] | None = None
+    """Where layers put auxiliary losses, summed by name, already weighted; None: nobody asks for them."""
 
 
 def packed(history_N: Tensor, position_N: Tensor, is_token_N: Tensor, longest: int, reach: Reach) -> Stream:
@@ -71,31 +77,29 @@ def packed(history_N: Tensor, position_N: Tensor, is_token_N: Tensor, longest: i
     may_look_GCT &= key_GT[:, None] <= query_GC[:, :, None]
     itself_GCT = key_GT[:, None] == query_GC[:, :, None]
     distance_GCT = position_GC[:, :, None] - position_GT[:, None]
-    return Stream(position_N[None], _masks(may_look_GCT, itself_GCT, distance_GCT, reach))
+    masks = _masks(may_look_GCT, itself_GCT, distance_GCT, reach)
+    return Stream(position_N[None], masks, is_token_RS=is_token_N[None])
 
 
-def in_rows(
-    position_BS: Tensor, is_token_BS: Tensor, seen: tuple[Tensor, Tensor] | None, reach: Reach
-) -> Stream:
+def in_rows(position_BS: Tensor, is_token_BS: Tensor, seen: "Seen", reach: Reach) -> Stream:
     """A history a row, padding anywhere.
 
     Args:
         position_BS: position of each token in its history.
         is_token_BS: True where there is one.
-        seen: position and is_token of the places before these, whose keys and values are kept.
+        seen: the places before these, whose keys and values are kept.
         reach: how far back a token looks.
     """
     S = position_BS.shape[1]
-    position_BT, is_token_BT = position_BS, is_token_BS
-    if seen is not None:
-        position_BT = torch.cat([seen[0], position_BS], 1)
-        is_token_BT = torch.cat([seen[1], is_token_BS], 1)
+    position_BT = torch.cat([seen.position_BT, position_BS], 1)
+    is_token_BT = torch.cat([seen.is_token_BT, is_token_BS], 1)
     T = position_BT.shape[1]
     key_T = torch.arange(T, device=position_BS.device)
     query_S1 = key_T[T - S :, None]
     may_look_BST = is_token_BT[:, None] & (key_T <= query_S1)
     distance_BST = position_BS[:, :, None] - position_BT[:, None]
-    return Stream(position_BS, _masks(may_look_BST, key_T == query_S1, distance_BST, reach))
+    masks = _masks(may_look_BST, key_T == query_S1, distance_BST, reach)
+    return Stream(position_BS, masks, is_token_RS=is_token_BS)
 
 
 def _masks(may_look: Tensor, itself: Tensor, distance: Tensor, reach: Reach) -> dict[int | None, Tensor]:
@@ -175,19 +179,23 @@ def _doubled(x_GHCK: Tensor) -> Tensor:
     return torch.cat([before_GHCK, x_GHCK], 2)
 
 
+Layers = tuple[tuple[Tensor, Tensor], ...]
+"""Keys and values of each layer."""
+
+
 class KeyValues:
     """Keys and values of earlier tokens, for one forward pass; what it was given is never changed.
 
     transformers' layers call `update` of whatever cache they are handed.
     """
 
-    def __init__(self, before: tuple[tuple[Tensor, Tensor], ...] | None, n_layers: int) -> None:
+    def __init__(self, before: Layers, n_layers: int) -> None:
         self._before = before
         self._now: list[tuple[Tensor, Tensor] | None] = [None] * n_layers
 
     def update(self, k_BHSK: Tensor, v_BHSK: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Those of a layer, the earlier ones first."""
-        if self._before is not None:
+        if self._before:
             k_BHTK, v_BHTK = self._before[layer]
             k_BHSK, v_BHSK = torch.cat([k_BHTK, k_BHSK], 2), torch.cat([v_BHTK, v_BHSK], 2)
         self._now[layer] = (k_BHSK, v_BHSK)
@@ -195,9 +203,33 @@ class KeyValues:
 
     def get_seq_length(self, layer: int = 0) -> int:
         """Places before these."""
-        return 0 if self._before is None else self._before[layer][0].shape[2]
+        return self._before[layer][0].shape[2] if self._before else 0
 
-    def all(self) -> tuple[tuple[Tensor, Tensor], ...]:
+    def all(self) -> Layers:
         """Keys and values of every layer, after the pass."""
         assert all(pair is not None for pair in self._now)
         return tuple(pair for pair in self._now if pair is not None)
+
+
+class Seen(NamedTuple):
+    """Tokens read so far, a history a row, for what follows them."""
+
+    keys_values: Layers
+    """Empty before the first token."""
+    position_BT: Tensor
+    is_token_BT: Tensor
+
+    @staticmethod
+    def nothing(position_B0: Tensor) -> "Seen":
+        """Before the first token of rows, of whose positions there are none yet, [B, 0]."""
+        return Seen((), position_B0, position_B0.bool())
+
+    @property
+    def length_B1(self) -> Tensor:
+        """Tokens of each row."""
+        return self.is_token_BT.sum(1, keepdim=True)
+
+    def with_(self, cache: KeyValues, position_BS: Tensor, is_token_BS: Tensor) -> "Seen":
+        """These and the tokens that `cache` has passed by since."""
+        position_BT = torch.cat([self.position_BT, position_BS], 1)
+        return Seen(cache.all(), position_BT, torch.cat([self.is_token_BT, is_token_BS], 1))

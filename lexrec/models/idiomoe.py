@@ -19,7 +19,7 @@ input, where the next item is read, and a history's start without a begin token.
 Dimension key: B batch, L positions, N events, T text places of an event, S slots, W width (here also D).
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, SerializeAsAny, field_validator
@@ -36,7 +36,7 @@ from lexrec.lm.prompt import Events, Prompt, read_texts
 from lexrec.lm.routing import Route
 from lexrec.lm.saved import save_only_trained
 from lexrec.lm.settings import LmConfig
-from lexrec.lm.stream import KeyValues, Reach, Stream, in_rows, packed
+from lexrec.lm.stream import KeyValues, Reach, Seen, Stream, in_rows, packed
 from lexrec.models.base import Encoded, ModelConfig, SequenceModel, State, append
 
 
@@ -65,14 +65,6 @@ class IdiomoeConfig(ModelConfig):
     @classmethod
     def _by_name(cls, section: Any) -> Any:
         return component_config("adapter", section)
-
-
-class _Seen(NamedTuple):
-    """What `step` keeps of the tokens read so far."""
-
-    keys_values: tuple[tuple[Tensor, Tensor], ...]
-    position_BT: Tensor
-    is_token_BT: Tensor
 
 
 class Idiomoe(SequenceModel):
@@ -120,59 +112,64 @@ class Idiomoe(SequenceModel):
     def forward(self, batch: Batch) -> Encoded:
         embedded, places = self.items(batch), Places.of(batch)
         events = self.prompt.events(batch)
-        n_events, n_texts = len(events.item_N), self.prompt.n_texts
-        S = n_events * (1 + n_texts)
+        history_NT, position_NT, is_token_NT = events.history_NT, events.position_NT, events.is_token_NT
+        longest = batch.item_BL.shape[1] * (1 + self.prompt.n_texts)
         stream = packed(
-            events.history_N[:, None].expand(n_events, 1 + n_texts).reshape(S),
-            events.position_NT.reshape(S),
-            events.is_token_NT.reshape(S),
-            batch.item_BL.shape[1] * (1 + n_texts),
-            self._reach,
+            history_NT.flatten(), position_NT.flatten(), is_token_NT.flatten(), longest, self._reach
         )
-        stream = self._told(stream, events, embedded, places)
-        hidden_1SW = self.lm.decode(self._vectors(events, places.pack(embedded.x_BLD)).view(1, S, -1), stream)
+        stream = self._informed(stream, events, embedded, places)
+        x_NTW = self._vectors(events, places.pack(embedded.x_BLD))
+        hidden_1SW = self.lm.decode(x_NTW.flatten(0, 1)[None], stream)
         hidden_NW = hidden_1SW[0].index_select(0, events.last_N)
-        return Encoded(places.unpack(hidden_NW), embedded.aux)
+        return Encoded(places.unpack(hidden_NW), {**embedded.aux, **(stream.aux or {})})
 
     def begin(self, batch: Batch) -> State:
-        embedded = self.items(batch)
-        return self._continued(batch._replace(slot_N=None), embedded, batch, None)
+        return self._read(batch._replace(slot_N=None), self.items(batch), batch, None)
 
     def step(self, state: State, item_B: Tensor, time_B: Tensor | None = None) -> State:
         """One event costs its own tokens, until a row is full: its oldest falls out, and it is read again.
 
-        An item encoder that reads whole rows is read again too.
+        With an item encoder that lets positions see later ones all is read again too.
         """
         whole = append(state.batch, item_B, time_B, self.max_len)
-        seen: _Seen = state.cache
         if not self.items.causal or bool((state.batch.length_B >= self.max_len).any()):
             return self.begin(whole)
         embedded = self.items(whole)
         newest = Batch(whole.item_BL[:, -1:], torch.ones_like(whole.length_B), whole.user_B)
         after = embedded.after_block0_BLD
         embedded = Embedded(embedded.x_BLD[:, -1:], {}, None if after is None else after[:, -1:])
-        return self._continued(newest, embedded, whole, seen)
+        return self._read(newest, embedded, whole, state.cache)
 
-    def _continued(self, batch: Batch, embedded: Embedded, whole: Batch, seen: _Seen | None) -> State:
+    def read_text(self, state: State, token_BS: Tensor, is_token_BS: Tensor) -> State:
+        """The state after text that follows a history: its `hidden_BD` predicts an item, or goes on as text.
+
+        Args:
+            state: of `begin` or `step`; it can be continued otherwise as well.
+            token_BS: int64 text tokens.
+            is_token_BS: True where there is one; of each row the last place at least.
+        """
+        seen: Seen = state.cache
+        position_BS = seen.length_B1 + (is_token_BS.cumsum(1) - 1).clamp(min=0)
+        stream = in_rows(position_BS, is_token_BS, seen, self._reach)
+        cache = KeyValues(seen.keys_values, len(self.blocks))
+        hidden_BSW = self.lm.decode(self.lm.embed_text(token_BS).float(), stream, cache)
+        return State(state.batch, hidden_BSW[:, -1], seen.with_(cache, position_BS, is_token_BS))
+
+    def _read(self, batch: Batch, embedded: Embedded, whole: Batch, seen: Seen | None) -> State:
         """Read the events of `batch`, a row each, after what was seen; `whole` is the history with them."""
         places, events = Places.of(batch), self.prompt.events(batch)
         rows = (len(batch.item_BL), batch.item_BL.shape[1] * (1 + self.prompt.n_texts))
         position_BS, is_token_BS = events.position_NT.reshape(rows), events.is_token_NT.reshape(rows)
-        before = None
-        if seen is not None:
-            before = (seen.position_BT, seen.is_token_BT)
-            n_seen_B1 = torch.where(seen.is_token_BT, seen.position_BT + 1, 0).amax(1, keepdim=True)
-            position_BS = position_BS + n_seen_B1
-        stream = in_rows(position_BS, is_token_BS, before, self._reach)
-        stream = self._told(stream, events, embedded, places)
-        cache = KeyValues(None if seen is None else seen.keys_values, len(self.blocks))
+        if seen is None:
+            seen = Seen.nothing(position_BS[:, :0])
+        position_BS = position_BS + seen.length_B1
+        stream = in_rows(position_BS, is_token_BS, seen, self._reach)
+        stream = self._informed(stream, events, embedded, places)
+        cache = KeyValues(seen.keys_values, len(self.blocks))
         x_BSW = self._vectors(events, places.pack(embedded.x_BLD)).view(*rows, -1)
-        hidden_BSW = self.lm.decode(x_BSW, stream, cache)
-        hidden_BLW = hidden_BSW.flatten(0, 1).index_select(0, events.last_N).view(*batch.item_BL.shape, -1)
-        if before is not None:
-            position_BS = torch.cat([before[0], position_BS], 1)
-            is_token_BS = torch.cat([before[1], is_token_BS], 1)
-        return State(whole, hidden_BLW[:, -1], _Seen(cache.all(), position_BS, is_token_BS))
+        hidden_MW = self.lm.decode(x_BSW, stream, cache).flatten(0, 1)
+        hidden_BLW = hidden_MW.index_select(0, events.last_N).view(*batch.item_BL.shape, -1)
+        return State(whole, hidden_BLW[:, -1], seen.with_(cache, position_BS, is_token_BS))
 
     @property
     def _reach(self) -> Reach:
@@ -186,7 +183,7 @@ class Idiomoe(SequenceModel):
         text_NTW = self.lm.embed_text(self.prompt.token_IT[events.item_N])
         return torch.cat([x_NW[:, None], text_NTW.to(x_NW.dtype)], 1)
 
-    def _told(self, stream: Stream, events: Events, embedded: Embedded, places: Places) -> Stream:
+    def _informed(self, stream: Stream, events: Events, embedded: Embedded, places: Places) -> Stream:
         """The stream with its tokens' types, and with what the item encoder adds after the first layer."""
         n_events, n_texts = len(events.item_N), self.prompt.n_texts
         added_RSW = None
@@ -195,4 +192,4 @@ class Idiomoe(SequenceModel):
             added_NTW = nn.functional.pad(added_NW[:, None], (0, 0, 0, n_texts))
             added_RSW = added_NTW.view(*stream.position_RS.shape, -1)
         route = Route.strided(n_events, n_texts, events.item_N.device)
-        return stream._replace(route=route, added_RSW=added_RSW)
+        return stream._replace(route=route, added_RSW=added_RSW, aux={})

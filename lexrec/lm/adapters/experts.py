@@ -12,8 +12,9 @@ from typing import Literal
 
 from pydantic import Field
 
+from lexrec.lm import layers
 from lexrec.lm.adapters.base import Adapter, AdapterConfig, chosen
-from lexrec.lm.experts import add_item_expert
+from lexrec.lm.experts import DualExpert, install, narrow_copy
 from lexrec.lm.loading import LanguageModel
 
 
@@ -39,4 +40,7 @@ class Experts(Adapter):
 
     def apply(self, lm: LanguageModel) -> None:
         for layer in chosen(lm.layers, self.config.where, self.config.n_layers):
-            add_item_expert(layer, lm.decoder, self.config.shrink)
+            name = layers.feed_forward(layer, lm.decoder)
+            text = layer.get_submodule(name)
+            item = narrow_copy(text, lm.decoder.config, self.config.shrink)
+            install(layer, lm.decoder, name, DualExpert(text, item))
