@@ -46,8 +46,6 @@ class Stream(NamedTuple):
     """None: every token is text."""
     added_RSW: Tensor | None = None
     """Joins the output of the first layer."""
-    aux: dict[str, Tensor] | None = None
-    """Where parts of layers leave auxiliary losses, by name and already weighted; new for each pass."""
     is_token_RS: Tensor | None = None
     """True where there is a token; None: everywhere."""
     aux: dict[str, Tensor] | None = None
