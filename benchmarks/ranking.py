@@ -3,17 +3,17 @@
     python benchmarks/ranking.py --users 1e6 --items 100e3 --k 100 --seen 50      # on a GPU
 
 Users are states drawn at random, already encoded; items are a model's fresh table. Every user has `--seen`
-items that may not be shown. Timed `--rounds` times, kinds taking turns; medians, with the quickest and slowest
-beside them:
+items that may not be shown. Timed `--rounds` times, kinds taking turns; medians, with the quickest and the
+slowest beside them:
 
     lists    k best items of each user        lexrec.evaluation.ranks.top_k
     ranks    rank of one target of each user  lexrec.evaluation.ranks.target_ranks
     both     from scores made once            lexrec.evaluation.ranks.ranks_and_lists
     scores   the matrix product alone, in tiles of the same size: the floor
 
-`--select` also times the two ways of finding the k best of one tile (plain PyTorch; Triton on a GPU). Lists of
-some users are compared with those of sorting float64 scores; `wrong` counts places that differ by more than
-rounding.
+`--select` also times the two ways of finding the k best of one tile (plain PyTorch; Triton on a GPU). Lists
+of some users are compared with those of sorting float64 scores; `wrong` counts places that differ by more
+than rounding.
 """
 
 import argparse

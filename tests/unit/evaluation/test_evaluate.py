@@ -13,7 +13,8 @@ from lexrec.data.batch import Batch
 from lexrec.data.dataset import TEST, TRAIN, VALIDATION
 from lexrec.errors import ConfigError, DataError, RunError
 from lexrec.evaluation import metrics
-from lexrec.evaluation.evaluate import Evaluation, EvaluationConfig, evaluate
+from lexrec.evaluation.evaluate import Evaluation, EvaluationConfig, accuracy, evaluate
+from lexrec.evaluation.events import batches, evaluation_events
 
 T, V, X = TRAIN, VALIDATION, TEST
 
@@ -77,6 +78,16 @@ def test_light_has_the_same_accuracy_and_nothing_else():
     assert light.groups == {}
     assert light.rank_E.tolist() == full.rank_E.tolist()
     assert light.protocol == full.protocol
+
+
+def test_events_that_are_kept_have_the_same_accuracy_every_time():
+    settings = EvaluationConfig(k=(1, 3))
+    scorer, dataset = Following(10), circle()
+    events = evaluation_events(dataset, "validation")
+    kept = list(batches(dataset, events, 3, scorer.max_len, trims=True))
+    wanted = evaluate(scorer, dataset, settings, split="validation", light=True).metrics
+    for _ in range(2):
+        assert accuracy(scorer, dataset, kept, settings, "validation") == wanted
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 100])

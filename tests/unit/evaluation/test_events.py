@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 from worlds import world
 
 from lexrec.data.dataset import TEST, TRAIN, VALIDATION
@@ -71,3 +72,13 @@ def test_seen_items_are_those_of_the_whole_history_not_of_a_window():
 def test_pairs_within_a_block_count_items_from_its_start():
     pairs = Pairs.of([[1, 5], [], [4]]).within(4, 6)
     assert (pairs.row_S.tolist(), pairs.item_S.tolist()) == ([0, 2], [1, 0])
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3, 4], [4, 2, 0, 3, 1]])
+def test_pairs_are_split_by_rows_in_whatever_order_they_come(order):
+    pairs = Pairs(torch.tensor([0, 0, 1, 3, 3])[order], torch.tensor([5, 6, 7, 8, 9])[order])
+    parts = [
+        sorted(zip(*map(torch.Tensor.tolist, part), strict=True)) for part in pairs.split([0, 1, 1, 3, 4])
+    ]
+    assert parts == [[(0, 5), (0, 6)], [], [(0, 7)], [(0, 8), (0, 9)]]
+    assert [len(part.row_S) for part in Pairs.of([[], []]).split([0, 1, 2])] == [0, 0]

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lexrec.data.batch import Batch
+from lexrec.evaluation import ranks
 from lexrec.evaluation.events import Pairs
-from lexrec.evaluation.ranks import Aside, NanScoreError, target_ranks, top_k
+from lexrec.evaluation.ranks import Aside, NanScoreError, ranks_and_lists, target_ranks, top_k
 
 TIES = {"expected": 0.5, "optimistic": 0.0, "pessimistic": 1.0}
 NOTHING = Aside.of()
@@ -156,6 +157,12 @@ def test_a_nan_is_an_error_wherever_it_stands(block):
             top_k(Table(score_BI), None, 2, NOTHING, block=block)
 
 
+def test_a_nan_that_may_not_be_shown_hides_no_list():
+    score_BI = torch.tensor([[1.0, torch.nan, 3.0]])
+    top = top_k(Table(score_BI), None, 2, Aside.of(Pairs.of([[2]])))
+    assert top.item_BK.tolist() == [[3, 1]]
+
+
 class Dot(Table):
     """Rounds as matrix products do: the same item may score differently in a block of another shape."""
 
@@ -177,6 +184,49 @@ def test_rounding_never_puts_the_target_above_or_below_its_equals(block):
     target_B = torch.arange(9) * (len(row_ID) - 1) // 8 + 1
     rank_B = target_ranks(Dot(query_BD, row_ID), None, target_B, NOTHING, block=block)
     assert rank_B.tolist() == [(len(row_ID) + 1) / 2] * 9
+
+
+class Rows(Table):
+    """The query is the scores themselves, row by row, so it can be parted."""
+
+    def score(self, query: Tensor, first: int, last: int) -> Tensor:
+        self.asked.append((len(query), first, last))
+        return query[:, first - 1 : last - 1].clone()
+
+
+@given(rankings(), st.sampled_from(sorted(TIES)), st.integers(1, 3), st.integers(1, 14))
+def test_rows_ranked_some_at_a_time_give_the_same_ranks_and_lists_at_once(ranking, ties, n_rows, k):
+    score_BI, target_B, exclude_B, allowed, block = ranking
+    rows = Rows(score_BI)
+    aside = Aside.of(Pairs.of(exclude_B), mask(allowed, rows.n_items))
+    target = torch.tensor(target_B)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranks, "_FEWEST_ROWS", n_rows)
+        patch.setitem(ranks._TILES, "cpu", ranks._Tile(n_rows * block, block))
+        rank_B, top = ranks_and_lists(rows, rows.score_BI, target, k, aside, ties=ties)
+        assert torch.equal(rank_B, target_ranks(rows, rows.score_BI, target, aside, ties=ties))
+        assert torch.equal(top.item_BK, top_k(rows, rows.score_BI, k, aside).item_BK)
+    assert max(n for n, _, _ in rows.asked) <= n_rows
+    whole = Table(score_BI)
+    assert torch.equal(rank_B, target_ranks(whole, None, target, aside, ties=ties))
+    wanted = top_k(whole, None, k, aside)
+    assert torch.equal(top.item_BK, wanted.item_BK)
+    assert torch.equal(top.score_BK, wanted.score_BK)
+
+
+def test_the_row_of_a_nan_is_its_place_in_the_batch_though_rows_are_parted(monkeypatch):
+    monkeypatch.setattr(ranks, "_FEWEST_ROWS", 2)
+    monkeypatch.setitem(ranks._TILES, "cpu", ranks._Tile(2, 100))
+    score_BI = torch.zeros(7, 9)
+    score_BI[5, 3] = torch.nan
+    scorer = Rows(score_BI)
+    for rank in (
+        lambda: target_ranks(scorer, score_BI, torch.ones(7, dtype=torch.int64), NOTHING),
+        lambda: top_k(scorer, score_BI, 2, NOTHING),
+    ):
+        with pytest.raises(NanScoreError) as caught:
+            rank()
+        assert caught.value.row == 5
 
 
 def test_a_catalogue_of_one_block_is_scored_once_and_target_free_blocks_once():

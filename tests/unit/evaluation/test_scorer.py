@@ -3,7 +3,8 @@ import torch
 from torch import Tensor, nn
 
 from lexrec.data.batch import Batch, collate
-from lexrec.evaluation.ranks import Aside, target_ranks
+from lexrec.evaluation.events import Pairs
+from lexrec.evaluation.ranks import Aside, ranks_and_lists, target_ranks
 from lexrec.evaluation.scorer import ModelScorer
 from lexrec.item_encoders.base import Embedded, ItemEncoder, ScoringTable
 from lexrec.models.base import Encoded, SequenceModel
@@ -69,3 +70,43 @@ def test_items_with_equal_vectors_tie_whatever_the_size_of_the_batch(n_rows, dim
     query = scorer.encode(collate([[1]] * n_rows, max_len=8))
     rank_B = target_ranks(scorer, query, torch.arange(n_rows) * 500 + 1, NOTHING, block=1024)
     assert rank_B.tolist() == [2502] * n_rows
+
+
+class Tilted(Newest):
+    """Scores by cosine, with a scale and a bias."""
+
+    def scoring(self) -> ScoringTable:
+        bias_I = torch.linspace(-1, 1, self.items.n_items)
+        return super().scoring().with_(bias_I=bias_I, scale=3.0, normalise=True)
+
+
+@pytest.mark.parametrize("model", [Newest, Tilted])
+@pytest.mark.parametrize("block", [None, 77])
+def test_ranks_and_lists_are_those_of_a_float64_loop(model, block):
+    generator = torch.Generator().manual_seed(3)
+    row_ID = torch.randn(400, 16, generator=generator)
+    histories = [torch.randint(1, 401, (n % 9 + 1,), generator=generator).tolist() for n in range(150)]
+    target_B = torch.randint(1, 401, (150,), generator=generator)
+    scorer = ModelScorer(model(Vectors(row_ID)))
+    query = scorer.encode(collate(histories, max_len=8))
+    rank_B, top = ranks_and_lists(scorer, query, target_B, 12, Aside.of(Pairs.of(histories)), block=block)
+    exact_ID = row_ID.double()
+    for row, (history, target) in enumerate(zip(histories, target_B.tolist(), strict=True)):
+        score_I = exact_ID @ exact_ID[history[-1] - 1]
+        if model is Tilted:
+            score_I = 3 * score_I / exact_ID.norm(dim=1) / exact_ID[history[-1] - 1].norm()
+            score_I = score_I + torch.linspace(-1, 1, 400).double()
+        rivals = [i for i in range(1, 401) if i not in history and i != target]
+        assert rank_B[row] == 1 + sum(bool(score_I[i - 1] > score_I[target - 1]) for i in rivals)
+        shown = sorted(set(range(1, 401)) - set(history), key=lambda i: -score_I[i - 1])
+        assert top.item_BK[row].tolist() == shown[:12]
+        torch.testing.assert_close(
+            top.score_BK[row].double(), score_I[top.item_BK[row] - 1], rtol=1e-5, atol=1e-5
+        )
+
+
+def test_states_that_are_there_already_score_like_encoded_histories():
+    scorer = ModelScorer(Tilted(Vectors(torch.randn(30, 8, generator=torch.Generator().manual_seed(4)))))
+    batch = collate([[3], [9, 4]], max_len=8)
+    hidden_BD = scorer.model.encode_next(batch).hidden_BLD[:, -1]
+    assert torch.equal(scorer.query(hidden_BD), scorer.encode(batch))
