@@ -59,6 +59,7 @@ class Library:
 
     def train(self, meter: StepMeter) -> None:
         s = self.setting
+        _metering[:] = [meter]  # before the model, which makes its trainer at once
         model = SASRecModel(
             n_blocks=s.n_layers,
             n_heads=s.n_heads,
@@ -72,7 +73,6 @@ class Library:
             recommend_torch_device="cpu",
             get_trainer_func=make_trainer,
         )
-        _metering[:] = [meter]
         model.fit(_dataset(*self.histories.flat(2)))
         meter.parameters = sum(p.numel() for p in model.torch_model.parameters())
         _metering.clear()
