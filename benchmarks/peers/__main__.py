@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import ROOT, machine
+from benchmarks.machine import ROOT, here_and_now
 from benchmarks.peers.ratios import FIGURES, ratios
 from benchmarks.peers.setting import Setting
 
@@ -46,7 +46,7 @@ def setup(home: Path, peers: Sequence[str]) -> None:
 
 def run(plan: Plan) -> Iterator[dict[str, Any]]:
     """Measure in turns: a library, lexrec, the next library, lexrec, ..., over and over."""
-    here, setting = machine(), Setting()
+    here, setting = here_and_now(), Setting()
     for peer in ("lexrec", *plan.peers):
         # What is asked of a trained model does not depend on how long it was trained.
         if set(plan.questions) - {"train"}:

@@ -37,16 +37,10 @@ def ratios(lines: Iterable[Mapping[str, Any]]) -> list[Ratio]:
         lines: what `python -m benchmarks.peers run` wrote. A run of lexrec names the library `beside`
             which it was made; it and the run with the same question, loss and `repetition` are a pair.
     """
-    runs = {
-        (
-            line["question"],
-            line["loss"],
-            line.get("beside") or line["peer"],
-            line["repetition"],
-            line["peer"],
-        ): line
-        for line in lines
-    }
+    runs = {}
+    for line in lines:
+        beside = line.get("beside") or line["peer"]
+        runs[line["question"], line["loss"], beside, line["repetition"], line["peer"]] = line
     found: dict[tuple[str, str, str, str], list[tuple[float, float]]] = {}
     for (question, loss, peer, repetition, who), theirs in runs.items():
         ours = runs.get((question, loss, peer, repetition, "lexrec"))

@@ -52,9 +52,7 @@ class Histories:
         self.n_users, self.n_items = len(self.offset_U) - 1, int(self.item_N.max())
         shortest = int(np.diff(self.offset_U).min())
         if shortest < 4:
-            raise SystemExit(
-                f"{folder}: a user has {shortest} events; every one needs 4 to train, validate and test"
-            )
+            raise SystemExit(f"{folder}: a user has {shortest} events; at least 4 are needed")
 
     def events(self, user: int, held_out: int) -> NDArray[np.int32]:
         """All but the newest `held_out` items of a user, oldest first."""

@@ -33,9 +33,9 @@ def evaluate(peer: Adapter, histories: Histories, seconds: float) -> dict[str, A
     peer.load()
     before, cpu = time.perf_counter(), time.process_time()
     metrics = peer.evaluate()
-    took = {"seconds": time.perf_counter() - before, "cpu_seconds": time.process_time() - cpu}
     return {
-        **{key: round(value, 3) for key, value in took.items()},
+        "seconds": round(time.perf_counter() - before, 3),
+        "cpu_seconds": round(time.process_time() - cpu, 3),
         "users": histories.n_users,
         "metrics": metrics,
     }
@@ -92,7 +92,11 @@ def main() -> None:
     histories = Histories(args.data)
     peer: Adapter = module.Library(args.setting, histories, args.work.resolve())
     found = QUESTIONS[args.question](peer, histories, args.seconds)
-    print(json.dumps({"version": peer.version, **found, "peak_mib": peak_mib()}), file=answer, flush=True)
+    print(
+        json.dumps({"version": peer.version, **found, "peak_mib": round(peak_mib(), 1)}),
+        file=answer,
+        flush=True,
+    )
     # The answer is out: what a library does on its way down is nobody's wait.
     sys.stderr.flush()
     os._exit(0)

@@ -43,7 +43,7 @@ def _print(found: dict[str, Any]) -> None:
     print(
         f"{on.get('gpu', on['processor'])}, {on['cores']} cores, {on['memory_gib']} GiB, torch {on['torch']}"
     )
-    print_table("", ["", "", "peak MiB", "GPU MiB"], list(_rows(found)), left=1)
+    print_table("", ["measured", "", "peak MiB", "GPU MiB"], list(_rows(found)), left=1)
 
 
 def _rows(found: dict[str, Any]) -> list[list[str]]:

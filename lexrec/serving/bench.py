@@ -73,9 +73,10 @@ def bench(
         order = {"run": str(run.path), "out": f"{folder}/endless", "device": where, "seconds": seconds}
         found: dict[str, Any] = {"parameters": run.summary.get("parameters")}
         for question in ("training", "evaluation", "recommending"):
-            say(question)
-            is_counted = question == "training" and not isinstance(config, RunConfig)
-            found[question] = None if is_counted else _ask(question, order)
+            found[question] = None
+            if question != "training" or isinstance(config, RunConfig):
+                say(question)
+                found[question] = _ask(question, order)
         say("start")
         found["start"] = {"seconds": _start(run, dataset, where)}
     return {
