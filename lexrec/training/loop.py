@@ -1,14 +1,15 @@
 """The training loop: batches, steps, validation, early stopping, checkpoints. Nothing else."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 
 from lexrec.config import RunConfig
 from lexrec.data.dataset import Dataset
-from lexrec.data.windows import Epoch, Samples, Windows
+from lexrec.data.stream import build_epoch
+from lexrec.data.windows import Samples
 from lexrec.evaluation.evaluate import EvaluationConfig, accuracy
 from lexrec.evaluation.events import Asked, batches, evaluation_events
 from lexrec.evaluation.scorer import ModelScorer
@@ -42,9 +43,7 @@ class Trainer:
         self.generator = torch.Generator(device).manual_seed(self.config.seed + _OWN_STREAM)
         max_len, extra = step.model.max_len, step.objective.extra_events
         self.samples = Samples.of(dataset, step.objective.sampling, max_len, extra)
-        batch_size = self.config.batch_size
-        windows = Windows(dataset, max_len + extra, device)
-        self.epoch = Epoch(windows, self.samples.n_batches(batch_size), batch_size)
+        self.epoch = build_epoch(dataset, self.samples, max_len + extra, self.config.batch_size, device)
         self.runner = build_runner(Update(step, self.optimizer, self.generator, self.config), self.epoch)
         self.watch = LossWatch(run.path, self.epoch)
         self._kept: list[Asked] | None = None
@@ -84,9 +83,9 @@ class Trainer:
     def _epoch(self, at: Progressed, trackers: Sequence[Tracker], began: float) -> None:
         self.step.train()
         last_saved = time.monotonic()
-        # An average: to count a batch's own items would be to wait for the device.
-        n_items = int(self.samples.n_inputs_S.sum()) // len(self.epoch)
         self.samples.fill(self.epoch, seed=self.config.seed, number=at.epoch)
+        # An average: to count a batch's own items would be to wait for the device.
+        n_items = self.epoch.n_items // len(self.epoch)
         with self.runner.epoch(at.batch):
             for i in range(at.batch, len(self.epoch)):
                 set_lr(self.optimizer, self.config, at.step, self.n_steps)
@@ -125,15 +124,17 @@ class Trainer:
         split = self.config.select_on
         return accuracy(scorer, self.dataset, self._asked(), settings, split)
 
-    def _asked(self) -> list[Asked]:
-        """The validation events, on the device where they fit: they are the same after every epoch."""
-        if self._kept is None:
-            model = self.step.model
-            events = evaluation_events(self.dataset, self.config.select_on)
-            trims = model.layout == "packed"
-            all_asked = batches(self.dataset, events, _VALIDATED_AT_ONCE, model.max_len, trims=trims)
-            fits = len(events) * model.max_len < _KEPT_PLACES
-            self._kept = [asked.to(self.device) if fits else asked for asked in all_asked]
+    def _asked(self) -> Iterable[Asked]:
+        """The validation events, kept on the device where they fit: they are the same after every epoch."""
+        if self._kept is not None:
+            return self._kept
+        model = self.step.model
+        events = evaluation_events(self.dataset, self.config.select_on)
+        trims = model.layout == "packed"
+        asked = batches(self.dataset, events, _VALIDATED_AT_ONCE, model.max_len, trims=trims)
+        if len(events) * model.max_len >= _KEPT_PLACES:
+            return asked
+        self._kept = [one.to(self.device) for one in asked]
         return self._kept
 
     def _save(self, at: Progressed) -> None:

@@ -102,9 +102,9 @@ def _batches(step: Step, dataset: Dataset, config: RunConfig, device: torch.devi
     samples = Samples.of(dataset, step.objective.sampling, step.model.max_len, step.objective.extra_events)
     order = torch.Generator().manual_seed(config.train.seed + _SECOND_STREAM)
     drawn = torch.randperm(len(samples), generator=order)[: config.rounds.fisher.n_samples]
-    windows = Windows(dataset, length, device)
-    span_3S = torch.stack([samples.start_S, samples.end_S, samples.user_S])[:, drawn].to(device)
-    return [windows.cut(start_B, end_B, user_B) for start_B, end_B, user_B in _split(span_3S, config)]
+    windows = Windows(dataset, length, torch.device("cpu"))
+    span_3S = torch.stack(samples.spans(drawn)[:3])
+    return [windows.cut(*spans).to(device) for spans in _split(span_3S, config)]
 
 
 def _split(span_3S: Tensor, config: RunConfig) -> Iterator[Tensor]:

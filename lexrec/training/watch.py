@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lexrec.data.windows import Epoch
+from lexrec.data.windows import Batches
 from lexrec.errors import RunError
 
 _GPU_EVERY = 256
@@ -15,7 +15,7 @@ _GPU_EVERY = 256
 class LossWatch:
     """Looks at each loss; on a GPU in groups, so that the host rarely waits for it."""
 
-    def __init__(self, folder: Path, epoch: Epoch) -> None:
+    def __init__(self, folder: Path, epoch: Batches) -> None:
         self._folder, self._epoch = folder, epoch
         self._every = _GPU_EVERY if epoch.device.type == "cuda" else 1
         self._pending: list[tuple[int, Tensor, int]] = []

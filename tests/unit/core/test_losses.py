@@ -42,9 +42,7 @@ def test_ce_is_the_full_softmax() -> None:
 def test_bce_by_hand() -> None:
     weight_ID = torch.tensor([[1.0], [2.0], [-1.0]])
     given, sigmoid = targets(torch.tensor([2]), torch.tensor([[1, 3]])), lambda x: 1 / (1 + math.exp(-x))
-    loss = mean_loss(
-        torch.tensor([[0.5]]), scoring(weight_ID), given, LossConfig(loss="bce", n_negatives=2)
-    )
+    loss = mean_loss(torch.tensor([[0.5]]), scoring(weight_ID), given, LossConfig(loss="bce", n_negatives=2))
     prior = math.log(1 / 2)
     wrong = math.log(1 - sigmoid(0.5 + prior)) + math.log(1 - sigmoid(-0.5 + prior))
     assert loss.item() == pytest.approx(-math.log(sigmoid(1.0 + prior)) - wrong)
@@ -108,10 +106,10 @@ def test_negatives_cover_the_catalogue_and_the_target_never_counts(shared: bool)
     assert negative_NK.shape == (1, 40)
     weight_ID, hidden_ND = torch.randn(5, 4), torch.randn(5, 4)
     found_N = each(hidden_ND, scoring(weight_ID), targets(target_N, negative_NK), config)
-    logit_NI = hidden_ND @ weight_ID.T
+    logit_NI, prior = hidden_ND @ weight_ID.T, math.log(40)
     for n in range(5):
         wrong = [i - 1 for i in negative_NK[0].tolist() if i != n + 1]
-        expected = F.softplus(-logit_NI[n, n] + math.log(40)) + F.softplus(logit_NI[n, wrong] - math.log(40)).sum()
+        expected = F.softplus(-logit_NI[n, n] + prior) + F.softplus(logit_NI[n, wrong] - prior).sum()
         assert_close(found_N[n], expected)
 
 

@@ -32,27 +32,29 @@ def test_history_samples_are_each_users_newest_training_events(rows: list[list[i
     samples = Samples.of(dataset, "history", max_len, 1)
     windows = Windows(dataset, max_len + 1, CPU)
     expected = [trained(row)[-(max_len + 1) :] for row in rows if len(trained(row)) > 1]
-    batch = windows.cut(samples.start_S, samples.end_S, samples.user_S)
+    spans = samples.spans(torch.arange(len(samples)))
+    batch = windows.cut(*spans[:3])
     found = [row[row > 0].tolist() for row in batch.item_BL]
     assert found == expected
     assert batch.length_B.tolist() == [len(row) for row in expected]
-    assert samples.n_inputs_S.tolist() == [len(row) - 1 for row in expected]
+    assert spans.n_inputs.tolist() == [len(row) - 1 for row in expected]
 
 
 @given(histories, st.integers(1, 6))
 def test_prefix_samples_are_every_training_event_with_a_past(rows: list[list[int]], max_len: int) -> None:
     dataset = made(rows)
     samples = Samples.of(dataset, "prefix", max_len, 1)
-    batch = Windows(dataset, max_len + 1, CPU).cut(samples.start_S, samples.end_S, samples.user_S)
+    spans = samples.spans(torch.arange(len(samples)))
+    batch = Windows(dataset, max_len + 1, CPU).cut(*spans[:3])
     expected = [trained(row)[: t + 1][-(max_len + 1) :] for row in rows for t in range(1, len(trained(row)))]
     assert [row[row > 0].tolist() for row in batch.item_BL] == expected
-    assert samples.n_inputs_S.tolist() == [len(row) - 1 for row in expected]
+    assert spans.n_inputs.tolist() == [len(row) - 1 for row in expected]
 
 
 def test_times_travel_with_their_items() -> None:
     dataset = made([[1, 2, 3, 4, 5], [6, 7, 8, 9]])
     samples = Samples.of(dataset, "history", 4, 1)
-    batch = Windows(dataset, 5, CPU).cut(samples.start_S, samples.end_S, samples.user_S)
+    batch = Windows(dataset, 5, CPU).cut(*samples.spans(torch.arange(len(samples)))[:3])
     assert batch.time_BL is not None
     assert batch.time_BL.tolist() == [[0, 0, 0, 1, 2], [0, 0, 0, 100, 101]]
 
@@ -67,7 +69,7 @@ def test_an_epoch_visits_every_sample_once_and_fills_up_with_empty_rows(batch_si
     batches = [epoch.batch(i) for i in range(len(epoch))]
     assert all(len(batch.item_BL) == batch_size for batch in batches)
     users = torch.cat([batch.user_B for batch in batches])
-    assert sorted(users[users >= 0].tolist()) == samples.user_S.tolist()
+    assert sorted(users[users >= 0].tolist()) == samples.user_V.tolist()
     last = batches[-1]
     assert (last.length_B[last.user_B < 0] == 0).all()
     for batch in batches:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lexrec.data.dataset import Dataset
+from lexrec.data.stream import StreamedEpoch
 from lexrec.errors import ConfigError, RunError
 from lexrec.run_dir import RunDir
 from lexrec.training import runner
@@ -46,7 +47,9 @@ class Losses:
         pass
 
 
-def trainer(data: Dataset, path: Path, model: str, encoder: str, objective: str) -> Trainer:
+def trainer(
+    data: Dataset, path: Path, model: str, encoder: str, objective: str, device: str = "cuda"
+) -> Trainer:
     config = small(max_epochs=EPOCHS, precision="fp32")
     run = RunDir(path) if path.exists() else RunDir.create(path, config, data)
     goal = components.build_objective(objective)
@@ -54,7 +57,7 @@ def trainer(data: Dataset, path: Path, model: str, encoder: str, objective: str)
         step = Step(components.build(model, encoder), goal)
     except ConfigError:
         pytest.skip(f"{objective} refuses {model} + {encoder}")
-    return Trainer(step, data, run, torch.device("cuda"))
+    return Trainer(step, data, run, torch.device(device))
 
 
 def losses(one: Trainer) -> Tensor:
@@ -81,6 +84,21 @@ def test_a_captured_step_is_the_same_step(
     eager = losses(by_call)
     assert graph.isfinite().all()
     torch.testing.assert_close(graph, eager, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("objective", ["next_item", "last_item"])
+def test_captured_steps_on_streamed_batches_are_the_same_steps(
+    objective: str, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resident = losses(trainer(data, tmp_path / "resident", "sasrec", "id_embedding", objective))
+    monkeypatch.setenv("LEXREC_STREAM", "1")
+    streamed = trainer(data, tmp_path / "streamed", "sasrec", "id_embedding", objective)
+    assert isinstance(streamed.epoch, StreamedEpoch)
+    found = losses(streamed)
+    assert isinstance(streamed.runner, GraphRunner)
+    assert streamed.runner._graphs, "nothing was captured"
+    torch.testing.assert_close(found, resident, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.gpu
@@ -113,6 +131,17 @@ def test_a_step_that_waits_for_the_device_is_refused_with_the_way_out(
     monkeypatch.setattr(one.step.model, "forward", waits)
     with pytest.raises(RunError, match=r"cannot be captured as a CUDA graph .* LEXREC_EAGER=1"):
         one.fit([])
+
+
+@pytest.mark.parametrize("objective", ["next_item", "last_item"])
+def test_steps_on_streamed_batches_are_the_same_steps(
+    objective: str, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resident = losses(trainer(data, tmp_path / "resident", "sasrec", "id_embedding", objective, "cpu"))
+    monkeypatch.setenv("LEXREC_STREAM", "1")
+    streamed = trainer(data, tmp_path / "streamed", "sasrec", "id_embedding", objective, "cpu")
+    assert isinstance(streamed.epoch, StreamedEpoch)
+    assert torch.equal(losses(streamed), resident)
 
 
 def test_without_a_gpu_steps_run_call_by_call(data: Dataset, tmp_path: Path) -> None:
