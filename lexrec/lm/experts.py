@@ -63,7 +63,7 @@ def install(layer: nn.Module, decoder: Any, name: str, part: Informed) -> None:
 
 
 def split_attention(layer: nn.Module, decoder: Any, start: str) -> None:
-    """Give each linear map of a layer's attention a second one for items, a copy or (start=fresh) untrained."""
+    """Give each map of a layer's attention a second one for items, a copy or (start=fresh) untrained."""
     name = layers.attention(layer, decoder)
     for child, linear in list(layers.linears(layer.get_submodule(name))):
         item = trained_copy(linear) if start == "pretrained" else fresh_linear(linear, decoder.config)

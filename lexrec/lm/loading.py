@@ -92,7 +92,9 @@ class LanguageModel(nn.Module):
         if self.config.checkpointing:
             # No layer draws a random number: dropout is on what goes in.
             how = {"use_reentrant": False, "preserve_rng_state": False}
-            self.causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
+            # transformers 5 has another name for it, and warns of the old one.
+            new = getattr(self.causal, "activation_checkpointing_enable", None)
+            (new or self.causal.gradient_checkpointing_enable)(how)
 
     @property
     def decoder(self) -> Any:

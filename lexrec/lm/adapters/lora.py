@@ -45,7 +45,7 @@ class Lora(Adapter):
             import peft
         except ImportError as error:
             raise LmError(
-                "adapter lora needs peft, which is missing; pip install 'lexrec[lm]', or choose another adapter"
+                "adapter lora needs peft, which is missing; pip install 'lexrec[lm]', or use another"
             ) from error
         found = [linear for layer in lm.layers for linear in self._linears(layer, lm)]
         names = {id(part): name for name, part in lm.causal.named_modules()}

@@ -1,7 +1,7 @@
 """MoT: items have norms, attention projections and feed-forward layers of their own; attention is joint.
 
-Paper: Mixture-of-Transformers, Liang et al. 2024, https://arxiv.org/abs/2411.04996; as an ablation in IDIOMoE,
-https://arxiv.org/abs/2510.05125
+Paper: Mixture-of-Transformers, Liang et al. 2024, https://arxiv.org/abs/2411.04996; as an ablation in
+IDIOMoE, https://arxiv.org/abs/2510.05125
 
     a_t = x_t + o(attention(q, k, v of norm(x)))      norm, q, k, v, o: of each token's type
     y_t = a_t + ffn(norm(a_t))                        norm, ffn: of t's type
@@ -13,14 +13,16 @@ Not in the paper's text that is public, hence ours: norms and projections of ite
 feed-forward layer from noise as IDIOMoE's item expert does, so that the two differ in what is split alone.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
+from torch import nn
 
 from lexrec.lm import layers
 from lexrec.lm.adapters.base import Adapter, AdapterConfig, chosen
 from lexrec.lm.experts import DualExpert, install, narrow_copy, split_attention, trained_copy
 from lexrec.lm.loading import LanguageModel
+from lexrec.lm.stream import Stream
 
 
 class MotConfig(AdapterConfig):
@@ -55,7 +57,18 @@ class Mot(Adapter):
             install(layer, lm.decoder, ffn, DualExpert(text, item))
             for name in norms:
                 norm = layer.get_submodule(name)
-                dual = DualExpert(norm, trained_copy(norm))
+                dual = _Norms(norm, trained_copy(norm))
                 layer.set_submodule(name, dual)
-                # The first one runs before the attention does.
                 layer.register_forward_pre_hook(dual.tell, with_kwargs=True)
+
+
+class _Norms(DualExpert):
+    """Norms run before the attention too, so the layer tells them of the stream. Its hooks do not run again
+    where it is computed anew for the backward pass: what they were told of the types is kept till the next."""
+
+    def tell(self, _: nn.Module, __: Any, given: dict[str, Any]) -> None:
+        stream = given.get("stream")
+        self._stream = None if stream is None else stream._replace(masks={}, added_RSW=None, aux=None)
+
+    def take_stream(self) -> Stream | None:
+        return self._stream
