@@ -15,6 +15,7 @@ from lexrec.evaluation.events import Asked, batches, evaluation_events
 from lexrec.evaluation.scorer import ModelScorer
 from lexrec.run_dir import RunDir
 from lexrec.training import checkpoint
+from lexrec.training.allocator import keep_memory
 from lexrec.training.checkpoint import Progressed
 from lexrec.training.optimizer import build_optimizer, set_lr
 from lexrec.training.runner import Update, build_runner
@@ -64,6 +65,8 @@ class Trainer:
             RunError: the loss became NaN or infinite.
         """
         model = self.step.model
+        if self.device.type == "cpu":
+            keep_memory()
         at = checkpoint.restore(self.run, model, self.optimizer, self.generator)
         for tracker in trackers:
             tracker.begin(self.n_steps, at)
