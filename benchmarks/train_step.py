@@ -2,10 +2,10 @@
 
     python benchmarks/train_step.py --recipe sasrec --batch 128,1024 --loss ce,bce --mode eager,graph,compiled
 
-Rows are synthetic and full: every one of `--length` positions has a target, the items are uniform. A step cuts its
-batch, prepares targets, and runs forward, backward and optimizer. The epoch is timed as a whole,
-`--rounds` times for each setting, settings taking turns; ms and positions/s are medians, with the quickest and
-slowest round beside them. Modes: eager, call by call; graph, one CUDA graph a step; compiled, that graph of a
+Rows are synthetic and full: every one of `--length` positions has a target, items are uniform. A step cuts its
+batch, prepares targets, and runs forward, backward and optimizer. The epoch is timed as a whole, `--rounds`
+times for each setting, settings taking turns; ms and positions/s are medians, with the quickest and slowest
+round beside them. Modes: eager, call by call; graph, one CUDA graph a step; compiled, that graph of a
 compiled forward and backward pass (LEXREC_COMPILE=1). Without a GPU there is eager alone.
 """
 
@@ -134,7 +134,9 @@ def runner_of(config: RunConfig, dataset: Dataset, device: torch.device) -> Runn
 
 def machine(device: torch.device) -> dict[str, Any]:
     """Where and with what this was measured."""
-    named = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
+    named = (
+        torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
+    )
     return {
         "device": named,
         "threads": torch.get_num_threads(),

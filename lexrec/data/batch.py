@@ -94,7 +94,10 @@ class Places(NamedTuple):
     def pack(self, x_BLD: Tensor) -> Tensor:
         """[B, L, D] -> [N, D]; without slots every place is one. Unused slots read the last place."""
         x_MD = x_BLD.flatten(0, 1)
-        return x_MD if self.slot_N is None else x_MD[self.slot_N.clamp(max=len(x_MD) - 1)]
+        if self.slot_N is None:
+            return x_MD
+        # Not by [ ]: its gradient would sort the slots on a GPU.
+        return x_MD.index_select(0, self.slot_N.clamp(max=len(x_MD) - 1))
 
     def unpack(self, x_ND: Tensor) -> Tensor:
         """[N, D] -> [B, L, D]; zero where there is no item."""

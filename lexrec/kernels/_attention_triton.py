@@ -1,46 +1,37 @@
 """Attention over packed rows on a GPU: one kernel forward, one backward, for rows that fit one tile.
 
-    y = dropout(softmax(q k' / sqrt(K))) v        over the items of a row, causal or not
-
-A row's items are neighbours among the packed slots, so a program reads them where they are: nothing is padded,
-masks are compared, not stored, and the backward pass makes the weights anew, dropout included: whether a
+A program does one head of one row. It reads the row's items where they are among the slots: nothing is
+padded, masks are compared, not stored, and the backward pass makes the weights anew, dropout included: whether a
 weight is dropped is a hash of its place and of a number drawn for the call.
 
-Dimension key: N slots, M = 3 x D, B rows, D width, H heads, i, j: items of a row, k: of a head's width.
+Dimension key: N slots, M = 3 x D, B rows, D width, i, j: items of a row, k: of a head's width.
 """
+
+# mypy: disable-error-code="untyped-decorator, no-untyped-def, no-untyped-call, import-untyped"
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from lexrec.kernels.attention import PackedRows
+
 _LOG2E = tl.constexpr(1.4426950408889634)
 _LONGEST, _WIDEST = 128, 128
 """Row length and head width up to which a row fits one tile."""
 
 
-def fits(max_length: int, width: int, n_heads: int) -> bool:
-    """True where rows of `max_length` items and heads of this width can be done here."""
-    return max_length <= _LONGEST and width // n_heads <= _WIDEST
+def fits(longest: int, head_width: int) -> bool:
+    """True where rows of this length and heads of this width can be done here."""
+    return longest <= _LONGEST and head_width <= _WIDEST
 
 
-def packed_attention(
-    qkv_NM: Tensor, start_B: Tensor, length_B: Tensor, max_length: int, n_heads: int, causal: bool, dropout: float
-) -> Tensor:
-    """Attention of each row's items among themselves, [N, D]; zero at unused slots.
-
-    Args:
-        qkv_NM: queries, keys and values of the slots side by side, each all heads.
-        start_B: first slot of each row.
-        length_B: its items, at most `max_length`.
-        max_length: bound of the lengths, which decides the tile.
-        n_heads: heads that D is cut into.
-        causal: an item looks at itself and at those before it only.
-        dropout: share of the weights that is dropped.
-    """
+def packed_attention(qkv_NM: Tensor, rows: PackedRows, n_heads: int, dropout: float) -> Tensor:
+    """As `attention.packed_attention`, for what `fits`."""
     # Drawn outside the operator, so that whoever captures or compiles the step sees the draw.
     seed_1 = torch.randint(2**31 - 1, (1,), device=qkv_NM.device, dtype=torch.int32)
-    y_ND: Tensor = _attend(qkv_NM, start_B, length_B, seed_1, max_length, n_heads, causal, dropout)
+    start_B, length_B, longest, causal = rows
+    y_ND: Tensor = _attend(qkv_NM, start_B, length_B, seed_1, longest, n_heads, causal, dropout)
     return y_ND
 
 
@@ -50,7 +41,7 @@ def _attend(
     start_B: Tensor,
     length_B: Tensor,
     seed_1: Tensor,
-    max_length: int,
+    longest: int,
     n_heads: int,
     causal: bool,
     dropout: float,
@@ -60,7 +51,7 @@ def _attend(
     y_ND = qkv_NM.new_zeros(len(qkv_NM), D)
     _forward[(len(start_B), n_heads)](
         qkv_NM, start_B, length_B, seed_1, y_ND, D, D // n_heads, (D // n_heads) ** -0.5,
-        dropout, int(dropout * 2**31), causal, dropout > 0, *_tile_of(max_length, D // n_heads), num_warps=4,
+        dropout, int(dropout * 2**31), causal, dropout > 0, *_tile_of(longest, D // n_heads), num_warps=4,
     )  # fmt: skip
     return y_ND
 
@@ -71,7 +62,7 @@ def _(
     start_B: Tensor,
     length_B: Tensor,
     seed_1: Tensor,
-    max_length: int,
+    longest: int,
     n_heads: int,
     causal: bool,
     dropout: float,
@@ -86,7 +77,7 @@ def _gradient(
     start_B: Tensor,
     length_B: Tensor,
     seed_1: Tensor,
-    max_length: int,
+    longest: int,
     n_heads: int,
     causal: bool,
     dropout: float,
@@ -96,7 +87,7 @@ def _gradient(
     of_qkv_NM = torch.zeros_like(qkv_NM)
     _backward[(len(start_B), n_heads)](
         grad_ND, qkv_NM, start_B, length_B, seed_1, of_qkv_NM, D, D // n_heads, (D // n_heads) ** -0.5,
-        dropout, int(dropout * 2**31), causal, dropout > 0, *_tile_of(max_length, D // n_heads), num_warps=4,
+        dropout, int(dropout * 2**31), causal, dropout > 0, *_tile_of(longest, D // n_heads), num_warps=4,
     )  # fmt: skip
     return of_qkv_NM
 
@@ -108,7 +99,7 @@ def _(
     start_B: Tensor,
     length_B: Tensor,
     seed_1: Tensor,
-    max_length: int,
+    longest: int,
     n_heads: int,
     causal: bool,
     dropout: float,
@@ -116,30 +107,30 @@ def _(
     return torch.empty_like(qkv_NM)
 
 
-def _save(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    *tensors, ctx.max_length, ctx.n_heads, ctx.causal, ctx.dropout = inputs
+def _save(ctx, inputs, output):
+    *tensors, ctx.longest, ctx.n_heads, ctx.causal, ctx.dropout = inputs
     ctx.save_for_backward(*tensors)
 
 
-def _to_inputs(ctx, grad_ND):  # type: ignore[no-untyped-def]
-    of_qkv_NM = _gradient(grad_ND, *ctx.saved_tensors, ctx.max_length, ctx.n_heads, ctx.causal, ctx.dropout)
+def _to_inputs(ctx, grad_ND):
+    of_qkv_NM = _gradient(grad_ND, *ctx.saved_tensors, ctx.longest, ctx.n_heads, ctx.causal, ctx.dropout)
     return of_qkv_NM, *(None,) * 7
 
 
 _attend.register_autograd(_to_inputs, setup_context=_save)
 
 
-def _tile_of(max_length: int, width: int) -> tuple[int, int]:
-    return max(16, triton.next_power_of_2(max_length)), max(16, triton.next_power_of_2(width))
+def _tile_of(longest: int, width: int) -> tuple[int, int]:
+    return max(16, triton.next_power_of_2(longest)), max(16, triton.next_power_of_2(width))
 
 
 @triton.jit
-def _weights(  # type: ignore[no-untyped-def]
+def _weights(
     query_ik, key_jk, i, length, seed, row_head, scale, threshold,
     CAUSAL: tl.constexpr, DROPS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """Softmax of a row's scores, 0 outside it, and True where dropout keeps a weight."""
-    score_ij = tl.dot(query_ik, tl.trans(key_jk)) * (scale * _LOG2E)
+    score_ij = tl.dot(query_ik, tl.trans(key_jk), input_precision="ieee") * (scale * _LOG2E)
     may_look_ij = (i < length)[None, :] & (i < length)[:, None]
     if CAUSAL:
         may_look_ij = may_look_ij & (i[None, :] <= i[:, None])
@@ -154,7 +145,7 @@ def _weights(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _hash(place, seed):  # type: ignore[no-untyped-def]
+def _hash(place, seed):
     """31 bits that depend on all bits of place and seed: two multiplications, each between shifts."""
     x = place * 0x9E3779B1 + seed.to(tl.uint32)
     x = (x ^ (x >> 16)) * 0x7FEB352D
@@ -163,7 +154,7 @@ def _hash(place, seed):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _forward(  # type: ignore[no-untyped-def]
+def _forward(
     qkv, start, length, seed, out, D, K, scale, dropout, threshold,
     CAUSAL: tl.constexpr, DROPS: tl.constexpr, TILE: tl.constexpr, TILE_K: tl.constexpr,
 ):  # fmt: skip
@@ -180,12 +171,12 @@ def _forward(  # type: ignore[no-untyped-def]
         query_ik, key_jk, i, n_items, tl.load(seed), row_head, scale, threshold, CAUSAL, DROPS, TILE
     )
     weight_ij = tl.where(keeps_ij, weight_ij / (1 - dropout), 0.0)
-    y_ik = tl.dot(weight_ij.to(value_jk.dtype), value_jk)
+    y_ik = tl.dot(weight_ij.to(value_jk.dtype), value_jk, input_precision="ieee")
     tl.store(out + (first + i)[:, None] * D + (h * K + k)[None, :], y_ik, mask=is_in_ik)
 
 
 @triton.jit
-def _backward(  # type: ignore[no-untyped-def]
+def _backward(
     grad, qkv, start, length, seed, out, D, K, scale, dropout, threshold,
     CAUSAL: tl.constexpr, DROPS: tl.constexpr, TILE: tl.constexpr, TILE_K: tl.constexpr,
 ):  # fmt: skip
@@ -203,12 +194,12 @@ def _backward(  # type: ignore[no-untyped-def]
         query_ik, key_jk, i, n_items, tl.load(seed), row_head, scale, threshold, CAUSAL, DROPS, TILE
     )
     kept_ij = tl.where(keeps_ij, weight_ij / (1 - dropout), 0.0)
-    of_value_jk = tl.dot(tl.trans(kept_ij.to(grad_ik.dtype)), grad_ik)
+    of_value_jk = tl.dot(tl.trans(kept_ij.to(grad_ik.dtype)), grad_ik, input_precision="ieee")
     # kept * <grad, value> summed over a row is what the softmax takes off each score's derivative.
-    of_kept_ij = tl.dot(grad_ik, tl.trans(value_jk))
+    of_kept_ij = tl.dot(grad_ik, tl.trans(value_jk), input_precision="ieee")
     inner_ij = kept_ij * of_kept_ij
     of_score_ij = (inner_ij - weight_ij * tl.sum(inner_ij, 1)[:, None]) * scale
     of_score_ij = of_score_ij.to(grad_ik.dtype)
-    tl.store(out + at_ik, tl.dot(of_score_ij, key_jk), mask=is_in_ik)
-    tl.store(out + at_ik + D, tl.dot(tl.trans(of_score_ij), query_ik), mask=is_in_ik)
+    tl.store(out + at_ik, tl.dot(of_score_ij, key_jk, input_precision="ieee"), mask=is_in_ik)
+    tl.store(out + at_ik + D, tl.dot(tl.trans(of_score_ij), query_ik, input_precision="ieee"), mask=is_in_ik)
     tl.store(out + at_ik + 2 * D, of_value_jk, mask=is_in_ik)

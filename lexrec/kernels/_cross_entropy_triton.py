@@ -9,6 +9,8 @@ Operands are 16-bit, products and sums float32; exponentials are powers of two, 
 Dimension key: N states, I items, D width, S shares, n, i, d: of one tile.
 """
 
+# mypy: disable-error-code="untyped-decorator, no-untyped-def, no-untyped-call, import-untyped"
+
 import torch
 import triton
 import triton.language as tl
@@ -17,7 +19,7 @@ from torch import Tensor
 _LOG2E = tl.constexpr(1.4426950408889634)
 _LOWEST = tl.constexpr(-1.0e30)
 _TILE = 128
-"""States, and items, of a tile."""
+"""States, and items, of a tile; half as many states where a block of states is the one that stays."""
 _PROGRAMS = 264
 """Programs that keep a large GPU busy: twice the multiprocessors of an H100."""
 _MOST_SHARES = 16
@@ -35,7 +37,8 @@ def cross_entropy(
     if bias_I is None:
         bias_I = query_ND.new_empty(0, dtype=torch.float32)
     loss_N, _, _ = _losses(query_ND, row_ID, target_N, weight_N, bias_I, dtype)
-    return loss_N.sum()
+    loss: Tensor = loss_N.sum()
+    return loss
 
 
 @torch.library.custom_op("lexrec::cross_entropy", mutates_args=())
@@ -56,7 +59,7 @@ def _losses(
     tile_d = max(16, triton.next_power_of_2(D))
     _row_sums[(triton.cdiv(N, _TILE), n_shares)](
         query_ND, row_ID, bias_I, weight_N, top_SN, total_SN,
-        N, len(row_ID), D, share, len(bias_I) > 0, _TILE, _TILE, tile_d, num_warps=8, num_stages=3,
+        N, len(row_ID), D, share, len(bias_I) > 0, _TILE, _TILE, tile_d, num_warps=4, num_stages=3,
     )  # fmt: skip
     loss_N = query_ND.new_empty(N, dtype=torch.float32)
     log_sum_N = torch.empty_like(loss_N)
@@ -96,21 +99,21 @@ def _gradients(
     of_types = query_ND.dtype, row_ID.dtype
     # Rounded again rather than kept: a pass over them costs less than the memory.
     query_ND, row_ID = query_ND.to(dtype).contiguous(), row_ID.to(dtype).contiguous()
-    (N, D), I = query_ND.shape, len(row_ID)
+    (N, D), n_items = query_ND.shape, len(row_ID)
     tile_d = max(16, triton.next_power_of_2(D))
     has_bias = len(bias_I) > 0
-    n_shares, share = _shares(N, I)
+    n_shares, share = _shares(N, n_items)
     of_query_SND = query_ND.new_empty(n_shares, N, D, dtype=torch.float32)
-    _of_states[(triton.cdiv(N, _TILE), n_shares)](
+    _of_states[(triton.cdiv(N, _TILE // 2), n_shares)](
         query_ND, row_ID, bias_I, weight_N, target_N, log_sum_N, of_query_SND,
-        N, I, D, share, has_bias, _TILE, _TILE, tile_d, num_warps=8, num_stages=3,
+        N, n_items, D, share, has_bias, _TILE // 2, _TILE, tile_d, num_warps=4, num_stages=3,
     )  # fmt: skip
-    n_shares, share = _shares(I, N)
-    of_row_SID = query_ND.new_empty(n_shares, I, D, dtype=torch.float32)
+    n_shares, share = _shares(n_items, N)
+    of_row_SID = query_ND.new_empty(n_shares, n_items, D, dtype=torch.float32)
     of_bias_SI = query_ND.new_empty(n_shares, len(bias_I), dtype=torch.float32)
-    _of_items[(triton.cdiv(I, _TILE), n_shares)](
+    _of_items[(triton.cdiv(n_items, _TILE), n_shares)](
         query_ND, row_ID, bias_I, weight_N, target_N, log_sum_N, of_row_SID, of_bias_SI, n_used_1,
-        N, I, D, share, has_bias, _TILE, _TILE, tile_d, num_warps=8, num_stages=3,
+        N, n_items, D, share, has_bias, _TILE, _TILE, tile_d, num_warps=4, num_stages=3,
     )  # fmt: skip
     of_query_ND, of_row_ID = _total(of_query_SND), _total(of_row_SID)
     return of_query_ND.to(of_types[0]), of_row_ID.to(of_types[1]), _total(of_bias_SI)
@@ -130,14 +133,14 @@ def _(
     return torch.empty_like(query_ND), torch.empty_like(row_ID), torch.empty_like(bias_I)
 
 
-def _save(ctx, inputs, output):  # type: ignore[no-untyped-def]
+def _save(ctx, inputs, output):
     *inputs, ctx.dtype = inputs
     _, log_sum_N, n_used_1 = output
     ctx.save_for_backward(*inputs, log_sum_N, n_used_1)
     ctx.mark_non_differentiable(log_sum_N, n_used_1)
 
 
-def _backward(ctx, grad_N, _log_sum, _n_used):  # type: ignore[no-untyped-def]
+def _backward(ctx, grad_N, _log_sum, _n_used):
     query_ND, row_ID, target_N, weight_N, bias_I, log_sum_N, n_used_1 = ctx.saved_tensors
     of_query_ND, of_row_ID, of_bias_I = _gradients(
         query_ND, row_ID, target_N, weight_N * grad_N, bias_I, log_sum_N, n_used_1, ctx.dtype
@@ -161,22 +164,22 @@ def _shares(n_blocks_of: int, n_looped_over: int) -> tuple[int, int]:
 
 
 @triton.jit
-def _tile(pointer, at, is_in, d, D):  # type: ignore[no-untyped-def]
+def _tile(pointer, at, is_in, d, D):
     """Rows `at` of a [*, D] array, zero beyond its ends."""
     return tl.load(pointer + at[:, None] * D + d[None, :], mask=is_in[:, None] & (d < D)[None, :], other=0.0)
 
 
 @triton.jit
-def _shift(bias, i, I, HAS_BIAS: tl.constexpr):  # type: ignore[no-untyped-def]
+def _shift(bias, i, n_items, HAS_BIAS: tl.constexpr):
     """What is added to the items' scores in units of log 2; -inf beyond the last item."""
     if HAS_BIAS:
-        return tl.load(bias + i, mask=i < I, other=float("-inf")) * _LOG2E
-    return tl.where(i < I, 0.0, float("-inf"))
+        return tl.load(bias + i, mask=i < n_items, other=float("-inf")) * _LOG2E
+    return tl.where(i < n_items, 0.0, float("-inf"))
 
 
 @triton.jit
-def _row_sums(  # type: ignore[no-untyped-def]
-    query, row, bias, weight, top, total, N, I, D, share,
+def _row_sums(
+    query, row, bias, weight, top, total, N, n_items, D, share,
     HAS_BIAS: tl.constexpr, TILE_N: tl.constexpr, TILE_I: tl.constexpr, TILE_D: tl.constexpr,
 ):  # fmt: skip
     """log2-sum of a block of states over one share of the items, as its maximum and the sum beside it."""
@@ -185,13 +188,13 @@ def _row_sums(  # type: ignore[no-untyped-def]
     query_nd = _tile(query, n, n < N, d, D)
     first = tl.program_id(1) * share
     is_used = tl.max(tl.load(weight + n, mask=n < N, other=0.0), 0) > 0
-    last = tl.where(is_used, tl.minimum(first + share, I), first)
+    last = tl.where(is_used, tl.minimum(first + share, n_items), first)
     top_n = tl.full([TILE_N], _LOWEST, tl.float32)
     total_n = tl.zeros([TILE_N], tl.float32)
     for start in range(first, last, TILE_I):
         i = start + tl.arange(0, TILE_I)
-        row_id = _tile(row, i, i < I, d, D)
-        score_ni = tl.dot(query_nd, tl.trans(row_id)) * _LOG2E + _shift(bias, i, I, HAS_BIAS)[None, :]
+        row_id = _tile(row, i, i < n_items, d, D)
+        score_ni = tl.dot(query_nd, tl.trans(row_id)) * _LOG2E + _shift(bias, i, n_items, HAS_BIAS)[None, :]
         new_top_n = tl.maximum(top_n, tl.max(score_ni, 1))
         total_n = total_n * tl.exp2(top_n - new_top_n) + tl.sum(tl.exp2(score_ni - new_top_n[:, None]), 1)
         top_n = new_top_n
@@ -201,7 +204,7 @@ def _row_sums(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _row_losses(  # type: ignore[no-untyped-def]
+def _row_losses(
     query, row, bias, weight, target, top, total, loss, log_sum, n_used, N, D, n_shares,
     HAS_BIAS: tl.constexpr, TILE_N: tl.constexpr, TILE_S: tl.constexpr, TILE_D: tl.constexpr,
 ):  # fmt: skip
@@ -213,7 +216,8 @@ def _row_losses(  # type: ignore[no-untyped-def]
     top_sn = tl.load(top + at_sn, mask=is_in_sn, other=_LOWEST)
     total_sn = tl.load(total + at_sn, mask=is_in_sn, other=0.0)
     top_n = tl.max(top_sn, 0)
-    log_sum_n = top_n + tl.log2(tl.sum(total_sn * tl.exp2(top_sn - top_n[None, :]), 0))
+    total_n = tl.sum(total_sn * tl.exp2(top_sn - top_n[None, :]), 0)
+    log_sum_n = top_n + tl.log2(tl.maximum(total_n, 1e-30))  # 0 where nobody summed
     weight_n = tl.load(weight + n, mask=n < N, other=0.0)
     target_n = tl.load(target + n, mask=n < N, other=0)
     query_nd = _tile(query, n, n < N, d, D).to(tl.float32)
@@ -229,8 +233,8 @@ def _row_losses(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _of_states(  # type: ignore[no-untyped-def]
-    query, row, bias, weight, target, log_sum, out, N, I, D, share,
+def _of_states(
+    query, row, bias, weight, target, log_sum, out, N, n_items, D, share,
     HAS_BIAS: tl.constexpr, TILE_N: tl.constexpr, TILE_I: tl.constexpr, TILE_D: tl.constexpr,
 ):  # fmt: skip
     """Gradient of a block of states from one share of the items."""
@@ -242,28 +246,29 @@ def _of_states(  # type: ignore[no-untyped-def]
     log_sum_n = tl.load(log_sum + n, mask=n < N, other=float("inf"))
     first = tl.program_id(1) * share
     is_used = tl.max(tl.abs(weight_n), 0) > 0
-    last = tl.where(is_used, tl.minimum(first + share, I), first)
+    last = tl.where(is_used, tl.minimum(first + share, n_items), first)
     out_nd = tl.zeros([TILE_N, TILE_D], tl.float32)
     for start in range(first, last, TILE_I):
         i = start + tl.arange(0, TILE_I)
-        row_id = _tile(row, i, i < I, d, D)
-        score_ni = tl.dot(query_nd, tl.trans(row_id)) * _LOG2E + _shift(bias, i, I, HAS_BIAS)[None, :]
-        slope_ni = tl.exp2(score_ni - log_sum_n[:, None]) - tl.where(i[None, :] == target_n[:, None], 1.0, 0.0)
+        row_id = _tile(row, i, i < n_items, d, D)
+        score_ni = tl.dot(query_nd, tl.trans(row_id)) * _LOG2E + _shift(bias, i, n_items, HAS_BIAS)[None, :]
+        is_target_ni = i[None, :] == target_n[:, None]
+        slope_ni = tl.exp2(score_ni - log_sum_n[:, None]) - tl.where(is_target_ni, 1.0, 0.0)
         out_nd = tl.dot(slope_ni.to(row_id.dtype), row_id, out_nd)
     at_nd = (tl.program_id(1) * N + n)[:, None] * D + d[None, :]
     tl.store(out + at_nd, out_nd * weight_n[:, None], mask=(n < N)[:, None] & (d < D)[None, :])
 
 
 @triton.jit
-def _of_items(  # type: ignore[no-untyped-def]
-    query, row, bias, weight, target, log_sum, out, out_bias, n_used, N, I, D, share,
+def _of_items(
+    query, row, bias, weight, target, log_sum, out, out_bias, n_used, N, n_items, D, share,
     HAS_BIAS: tl.constexpr, TILE_N: tl.constexpr, TILE_I: tl.constexpr, TILE_D: tl.constexpr,
 ):  # fmt: skip
     """Gradient of a block of items, and of their bias, from one share of the states."""
     i = tl.program_id(0) * TILE_I + tl.arange(0, TILE_I)
     d = tl.arange(0, TILE_D)
-    row_id = _tile(row, i, i < I, d, D)
-    shift_i = _shift(bias, i, I, HAS_BIAS)
+    row_id = _tile(row, i, i < n_items, d, D)
+    shift_i = _shift(bias, i, n_items, HAS_BIAS)
     first = tl.program_id(1) * share
     last = tl.minimum(first + share, tl.load(n_used))
     out_id = tl.zeros([TILE_I, TILE_D], tl.float32)
@@ -275,12 +280,13 @@ def _of_items(  # type: ignore[no-untyped-def]
         target_n = tl.load(target + n, mask=n < N, other=-1)
         log_sum_n = tl.load(log_sum + n, mask=n < N, other=float("inf"))
         score_in = tl.dot(row_id, tl.trans(query_nd)) * _LOG2E + shift_i[:, None]
-        share_in = tl.exp2(score_in - log_sum_n[None, :])
-        slope_in = (share_in - tl.where(i[:, None] == target_n[None, :], 1.0, 0.0)) * weight_n[None, :]
+        is_target_in = i[:, None] == target_n[None, :]
+        slope_in = tl.exp2(score_in - log_sum_n[None, :]) - tl.where(is_target_in, 1.0, 0.0)
+        slope_in = slope_in * weight_n[None, :]
         out_id = tl.dot(slope_in.to(query_nd.dtype), query_nd, out_id)
         if HAS_BIAS:
             out_i += tl.sum(slope_in, 1)
-    at_i = tl.program_id(1) * I + i
-    tl.store(out + at_i[:, None] * D + d[None, :], out_id, mask=(i < I)[:, None] & (d < D)[None, :])
+    at_i = tl.program_id(1) * n_items + i
+    tl.store(out + at_i[:, None] * D + d[None, :], out_id, mask=(i < n_items)[:, None] & (d < D)[None, :])
     if HAS_BIAS:
-        tl.store(out_bias + at_i, out_i, mask=i < I)
+        tl.store(out_bias + at_i, out_i, mask=i < n_items)

@@ -1,11 +1,11 @@
 """Cross-entropy over a whole catalogue without its logits: exact value and gradients, no [N, I] tensor.
 
-    loss = sum over n of weight_n * (log sum_i exp(s_ni) - s_n,target(n))      s_ni = <query_n, row_i> + bias_i
+    loss = sum over n of weight_n * (log sum_i exp(s_ni) - s_n,target(n))     s_ni = <query_n, row_i> + bias_i
 
 Two ways to the same numbers:
 
-- In chunks of rows, plain PyTorch, anywhere: a chunk's logits become its softmax, its loss and its share of the
-  gradients before the next chunk is scored. The gradients are made in the forward pass, since the weights
+- In chunks of rows, plain PyTorch, anywhere: a chunk's logits become its softmax, its loss and its share of
+  the gradients before the next chunk is scored. The gradients are made in the forward pass, since the weights
   are known by then, so nothing is scored twice. What is small enough to be one chunk is left to PyTorch.
 - On a GPU in 16-bit arithmetic (`_cross_entropy_triton.py`), tile by tile: the forward pass keeps a running
   maximum and sum a row, the backward pass scores again. Sums are float32.
@@ -13,12 +13,11 @@ Two ways to the same numbers:
 The idea of recomputing tiles is that of cut cross-entropy (Wijmans et al. 2024, arXiv 2411.09009), without
 its skipping of small gradients.
 
-Dimension key: N scored states, I items, D width, C states of a chunk.
+Dimension key: N scored states, I items, D width, C states of a chunk, U those in use.
 """
 
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -54,7 +53,9 @@ def cross_entropy(
         query_ND, row_ID = query_ND.to(dtype), row_ID.to(dtype)
         if len(query_ND) * len(row_ID) <= _CHUNK_CELLS:
             return _whole(query_ND, row_ID, target_N, weight_N, bias_I)
-        loss: Tensor = _Chunked.apply(query_ND, row_ID, target_N, weight_N, bias_I)
+        loss: Tensor = _Chunked.apply(  # type: ignore[no-untyped-call]
+            query_ND, row_ID, target_N, weight_N, bias_I
+        )
         return loss
 
 
@@ -105,8 +106,8 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         of_query_ND, of_row_ID, *of_bias = ctx.saved_tensors
-        of_bias_I = of_bias[0] * grad if of_bias else None
-        return of_query_ND * grad.to(of_query_ND.dtype), of_row_ID * grad.to(of_row_ID.dtype), None, None, of_bias_I
+        of_query_ND, of_row_ID = (one * grad.to(one.dtype) for one in (of_query_ND, of_row_ID))
+        return of_query_ND, of_row_ID, None, None, of_bias[0] * grad if of_bias else None
 
 
 class _Gradients:
@@ -125,7 +126,7 @@ class _Gradients:
         slope_CI = slope_CI.to(self._row_ID.dtype)
         torch.mm(slope_CI, self._row_ID, out=self.of_query_ND[chunk])
         if self.of_row_ID.dtype == slope_CI.dtype:
-            self.of_row_ID.addmm_(slope_CI.T, self._query_ND[chunk])
+            torch.addmm(self.of_row_ID, slope_CI.T, self._query_ND[chunk], out=self.of_row_ID)
         else:
             self.of_row_ID += slope_CI.T @ self._query_ND[chunk]
 
@@ -144,5 +145,5 @@ def _n_used(weight_N: Tensor) -> int:
     """States up to the last one of weight > 0; where to ask would be to wait for the device, all."""
     if weight_N.device.type != "cpu":
         return len(weight_N)
-    used = np.flatnonzero(weight_N.detach().numpy())
-    return int(used[-1]) + 1 if len(used) else 0
+    used_U1 = weight_N.nonzero()
+    return int(used_U1[-1]) + 1 if len(used_U1) else 0

@@ -1,7 +1,7 @@
 """Rows of a table by index, with a gradient that sums them in place.
 
-PyTorch's own gradient of an embedding sorts the indexes on a GPU, some ten kernels; adding atomically is one, at
-the price that sums differ in their last bit from run to run.
+PyTorch's own gradient of an embedding sorts the indexes on a GPU, some ten kernels; adding atomically is one,
+at the price that sums differ in their last bit from run to run.
 
 Dimension key: R rows of the table, D width.
 """

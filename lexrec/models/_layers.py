@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lexrec.data.batch import Batch, Places
+from lexrec.kernels.attention import PackedRows, packed_attention
+from lexrec.kernels.dense import layer_norm, linear
 
 _NARROWEST = 8
 """Places of a row of the first group; each further one is twice as wide."""
@@ -19,9 +21,10 @@ _NARROWEST = 8
 class Rows(NamedTuple):
     """The rows in which attention mixes positions, and which of them may look at which.
 
-    Without slots, or on a GPU, where shapes must not change from batch to batch: the padded rows of the
-    batch, as one group. On a CPU: rows of like length together, each at the left of a row of 8, 16, 32 ...
-    places, so that a history of five items costs 8 x 8 pairs and not 50 x 50.
+    Without slots: the padded rows of the batch, as one group. On a GPU, where shapes must not change from
+    batch to batch: no group, a kernel finds each row among the slots. On a CPU: rows of like length together,
+    each at the left of a row of 8, 16, 32 ... places, so that a history of five items costs 8 x 8 pairs and
+    not 50 x 50.
     """
 
     places: Places
@@ -30,12 +33,14 @@ class Rows(NamedTuple):
     """(R, W) of each group."""
     may_look: tuple[Tensor, ...]
     """Of each group, True where a place (row) may look at a place (column); broadcasts to [R, H, W, W]."""
+    packed: "Packed | None" = None
+    """Rows among the slots, in place of groups."""
 
     @staticmethod
     def causal(batch: Batch) -> "Rows":
         """Each item looks at itself and at those before it."""
         if not _may_group(batch):
-            return _padded(batch, causal_mask(batch.is_item_BL))
+            return _ungrouped(batch, causal=True)
         groups = _Groups.of(batch)
         # At the left of its row an item has only items before it: padding needs no mask.
         masks = (torch.ones(1, 1, W, W, dtype=torch.bool).tril() for _, W in groups.shapes)
@@ -45,9 +50,13 @@ class Rows(NamedTuple):
     def open(batch: Batch) -> "Rows":
         """Each item looks at every item; a row of `may_look` is the same for every place."""
         if not _may_group(batch):
-            return _padded(batch, key_mask(batch.is_item_BL))
+            return _ungrouped(batch, causal=False)
         groups = _Groups.of(batch)
         return Rows(groups.places, groups.shapes, groups.is_item())
+
+    def grouped(self) -> "Rows":
+        """The same rows with groups."""
+        return self if self.packed is None else _padded(self.packed.batch, self.packed.rows.causal)
 
     def unpack(self, x_ND: Tensor) -> list[Tensor]:
         """[N, D] -> each group's [R, W, D]; zero where there is no item."""
@@ -68,7 +77,23 @@ def _may_group(batch: Batch) -> bool:
     return batch.slot_N is not None and not batch.slot_N.is_cuda
 
 
-def _padded(batch: Batch, may_look: Tensor) -> Rows:
+class Packed(NamedTuple):
+    """Rows among the slots of a batch."""
+
+    batch: Batch
+    rows: PackedRows
+
+
+def _ungrouped(batch: Batch, *, causal: bool) -> Rows:
+    if batch.slot_N is None:
+        return _padded(batch, causal)
+    start_B = batch.length_B.cumsum(0) - batch.length_B
+    rows = PackedRows(start_B, batch.length_B, batch.item_BL.shape[1], causal)
+    return Rows(Places.of(batch), (), (), Packed(batch, rows))
+
+
+def _padded(batch: Batch, causal: bool) -> Rows:
+    may_look = causal_mask(batch.is_item_BL) if causal else key_mask(batch.is_item_BL)
     return Rows(Places.of(batch), (tuple(batch.item_BL.shape),), (may_look,))  # type: ignore[arg-type]
 
 
@@ -138,11 +163,14 @@ class Attention(nn.Module):
         super().__init__()
         self.n_heads = n_heads
         self.dropout = dropout
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.out = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim)
+        self.out = Linear(dim, dim)
 
     def forward(self, x_ND: Tensor, rows: Rows) -> Tensor:
         dropout = self.dropout if self.training else 0.0
+        if rows.packed is not None:
+            y_ND = packed_attention(self.qkv(x_ND), rows.packed.rows, self.n_heads, dropout)
+            return self.out(y_ND)  # type: ignore[no-any-return]
         mixed = []
         for qkv_RWM, may_look in zip(rows.unpack(self.qkv(x_ND)), rows.may_look, strict=True):
             qkv_3RHWK = qkv_RWM.view(*qkv_RWM.shape[:2], 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
@@ -170,6 +198,29 @@ def attend(qkv_3RHWK: Tensor, may_look: Tensor, dropout: float) -> Tensor:
     hidden = hidden[0] if len(hidden) == 1 else hidden.expand(-1, H, -1, -1).flatten(0, 1)
     weight_JWW = torch.baddbmm(hidden, q_JWK, k_JWK.transpose(1, 2), alpha=K**-0.5).softmax(-1)
     return torch.bmm(drop(weight_JWW, dropout), v_JWK).view(R, H, W, K)
+
+
+class Linear(nn.Linear):
+    """A linear layer whose gradients are quick on a GPU too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+class LayerNorm(nn.LayerNorm):
+    """A layer norm whose gradients are quick on a GPU too.
+
+    Args:
+        dim: width.
+        narrow: what comes out only goes into linear layers, so it may have the 16 bits that they take.
+    """
+
+    def __init__(self, dim: int, *, narrow: bool = False) -> None:
+        super().__init__(dim)
+        self.narrow = narrow
+
+    def forward(self, x: Tensor) -> Tensor:
+        return layer_norm(x, self.weight, self.bias, self.eps, self.narrow)
 
 
 class Dropout(nn.Dropout):

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from lexrec.data.batch import Batch, Places, with_slots
 from lexrec.item_encoders.base import ItemEncoder, ScoringTable
-from lexrec.models._layers import Attention, Dropout, Rows, init_normal
+from lexrec.models._layers import Attention, Dropout, LayerNorm, Linear, Rows, init_normal
 from lexrec.models.base import Encoded, ModelConfig, SequenceModel, append
 
 
@@ -57,12 +57,12 @@ class BERT4Rec(SequenceModel):
         self.max_len = config.max_len
         self.position = nn.Embedding(config.max_len, config.dim)
         nn.init.normal_(self.position.weight, std=0.02)
-        self.input_norm = nn.LayerNorm(config.dim)
+        self.input_norm = LayerNorm(config.dim)
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(
             _Block(config, self.make_attention(config)) for _ in range(config.n_layers)
         )
-        self.transform = nn.Sequential(nn.Linear(config.dim, config.dim), nn.GELU(), nn.LayerNorm(config.dim))
+        self.transform = nn.Sequential(Linear(config.dim, config.dim), nn.GELU(), LayerNorm(config.dim))
         init_normal(self.transform)
         self.bias_I = nn.Parameter(torch.zeros(items.n_items))
 
@@ -106,10 +106,10 @@ class _Block(nn.Module):
     def __init__(self, config: BERT4RecConfig, attention: nn.Module) -> None:
         super().__init__()
         self.attention = attention
-        self.attention_norm = nn.LayerNorm(config.dim)
-        self.up = nn.Linear(config.dim, 4 * config.dim)
-        self.down = nn.Linear(4 * config.dim, config.dim)
-        self.ffn_norm = nn.LayerNorm(config.dim)
+        self.attention_norm = LayerNorm(config.dim)
+        self.up = Linear(config.dim, 4 * config.dim)
+        self.down = Linear(4 * config.dim, config.dim)
+        self.ffn_norm = LayerNorm(config.dim)
         self.dropout = Dropout(config.dropout)
         init_normal(self)
 

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from lexrec.data.batch import Batch
 from lexrec.item_encoders.base import ItemEncoder
-from lexrec.models._layers import Attention, Dropout, Rows, init_normal
+from lexrec.models._layers import Attention, Dropout, LayerNorm, Linear, Rows, init_normal
 from lexrec.models.base import Encoded, ModelConfig, SequenceModel
 
 
@@ -62,7 +62,7 @@ class BSARec(SequenceModel):
         self.max_len = config.max_len
         self.position = nn.Embedding(config.max_len, config.dim)
         nn.init.normal_(self.position.weight, std=0.02)
-        self.input_norm = nn.LayerNorm(config.dim)
+        self.input_norm = LayerNorm(config.dim)
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.n_layers))
 
@@ -86,12 +86,12 @@ class _Block(nn.Module):
         self.alpha = config.alpha
         self.n_low = config.c // 2 + 1
         self.beta_D = nn.Parameter(torch.randn(config.dim))
-        self.dsp_norm = nn.LayerNorm(config.dim)
+        self.dsp_norm = LayerNorm(config.dim)
         self.attention = Attention(config.dim, config.n_heads, config.dropout)
-        self.gsp_norm = nn.LayerNorm(config.dim)
-        self.up = nn.Linear(config.dim, 4 * config.dim)
-        self.down = nn.Linear(4 * config.dim, config.dim)
-        self.ffn_norm = nn.LayerNorm(config.dim)
+        self.gsp_norm = LayerNorm(config.dim)
+        self.up = Linear(config.dim, 4 * config.dim)
+        self.down = Linear(4 * config.dim, config.dim)
+        self.ffn_norm = LayerNorm(config.dim)
         self.dropout = Dropout(config.dropout)
         init_normal(self)
 

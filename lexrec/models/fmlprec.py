@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from lexrec.data.batch import Batch
 from lexrec.item_encoders.base import ItemEncoder
-from lexrec.models._layers import Dropout, init_normal
+from lexrec.models._layers import Dropout, LayerNorm, Linear, init_normal
 from lexrec.models.base import Encoded, ModelConfig, SequenceModel
 
 
@@ -55,7 +55,7 @@ class FMLPRec(SequenceModel):
         self.max_len = config.max_len
         self.position = nn.Embedding(config.max_len, config.dim)
         nn.init.normal_(self.position.weight, std=0.02)
-        self.input_norm = nn.LayerNorm(config.dim)
+        self.input_norm = LayerNorm(config.dim)
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.n_layers))
 
@@ -76,10 +76,10 @@ class _Block(nn.Module):
         super().__init__()
         n_bins = config.max_len // 2 + 1
         self.filter_1FD2 = nn.Parameter(0.02 * torch.randn(1, n_bins, config.dim, 2))
-        self.filter_norm = nn.LayerNorm(config.dim)
-        self.up = nn.Linear(config.dim, 4 * config.dim)
-        self.down = nn.Linear(4 * config.dim, config.dim)
-        self.ffn_norm = nn.LayerNorm(config.dim)
+        self.filter_norm = LayerNorm(config.dim)
+        self.up = Linear(config.dim, 4 * config.dim)
+        self.down = Linear(4 * config.dim, config.dim)
+        self.ffn_norm = LayerNorm(config.dim)
         self.dropout = Dropout(config.dropout)
         init_normal(self)
 

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from lexrec.data.batch import Batch
 from lexrec.item_encoders.base import Embedded, ItemEncoder
-from lexrec.models._layers import Dropout
+from lexrec.models._layers import Dropout, Linear
 from lexrec.models.base import Encoded, ModelConfig, SequenceModel, State, append
 
 
@@ -103,7 +103,7 @@ class _Block(nn.Module):
     def __init__(self, config: GRU4RecConfig) -> None:
         super().__init__()
         self.gru = nn.GRU(config.dim, config.state_dim, batch_first=True)
-        self.out = nn.Linear(config.state_dim, config.dim)
+        self.out = Linear(config.state_dim, config.dim)
         for parameter in self.parameters():
             if parameter.ndim == 1:
                 nn.init.zeros_(parameter)

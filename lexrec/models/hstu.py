@@ -38,7 +38,7 @@ from torch import Tensor, nn
 
 from lexrec.data.batch import Batch, Places
 from lexrec.item_encoders.base import ItemEncoder, ScoringTable
-from lexrec.models._layers import Dropout, init_normal
+from lexrec.models._layers import Dropout, Linear, init_normal
 from lexrec.models.base import Encoded, ModelConfig, SequenceModel
 
 N_BUCKETS = 129
@@ -114,8 +114,8 @@ class _Block(nn.Module):
         super().__init__()
         self.n_heads = config.n_heads
         self.max_len = config.max_len
-        self.uvqk = nn.Linear(config.dim, 4 * config.dim, bias=False)
-        self.out = nn.Linear(config.dim, config.dim)
+        self.uvqk = Linear(config.dim, 4 * config.dim, bias=False)
+        self.out = Linear(config.dim, config.dim)
         self.position_bias = nn.Parameter(0.02 * torch.randn(config.max_len))
         self.time_bias = nn.Parameter(0.02 * torch.randn(N_BUCKETS))
         self.dropout = Dropout(config.dropout)

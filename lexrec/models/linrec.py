@@ -20,7 +20,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lexrec.models._layers import Rows
+from lexrec.models._layers import Linear, Rows
 from lexrec.models.bert4rec import BERT4Rec, BERT4RecConfig
 
 _SMALLEST_NORM = 1e-6
@@ -64,11 +64,11 @@ class LinearAttention(nn.Module):
     def __init__(self, dim: int, n_heads: int) -> None:
         super().__init__()
         self.n_heads = n_heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.out = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim)
+        self.out = Linear(dim, dim)
 
     def forward(self, x_ND: Tensor, rows: Rows) -> Tensor:
-        mixed = []
+        rows, mixed = rows.grouped(), []
         for qkv_RWM, is_key_R11W in zip(rows.unpack(self.qkv(x_ND)), rows.may_look, strict=True):
             qkv_3RHWK = qkv_RWM.view(*qkv_RWM.shape[:2], 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
             q_RHWK, k_RHWK, v_RHWK = qkv_3RHWK.unbind()

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from lexrec.data.batch import Batch, Places
 from lexrec.item_encoders.base import ItemEncoder
-from lexrec.models._layers import Attention, Dropout, Rows, init_normal
+from lexrec.models._layers import Attention, Dropout, LayerNorm, Linear, Rows, init_normal
 from lexrec.models.base import Encoded, ModelConfig, SequenceModel
 
 
@@ -78,8 +78,8 @@ class SASRec(SequenceModel):
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.n_layers))
         is_pre_norm = config.norm == "pre"
         has_input_norm = config.input_norm or not is_pre_norm
-        self.input_norm = nn.LayerNorm(config.dim) if has_input_norm else nn.Identity()
-        self.final_norm = nn.LayerNorm(config.dim) if is_pre_norm else nn.Identity()
+        self.input_norm = LayerNorm(config.dim) if has_input_norm else nn.Identity()
+        self.final_norm = LayerNorm(config.dim) if is_pre_norm else nn.Identity()
 
     def forward(self, batch: Batch) -> Encoded:
         embedded = self.items(batch)
@@ -103,13 +103,13 @@ class _Block(nn.Module):
         self.is_pre_norm = config.norm == "pre"
         self.activation = config.activation
         self.attention = Attention(dim, config.n_heads, config.dropout)
-        self.attention_norm = nn.LayerNorm(dim)
-        self.up = nn.Linear(dim, 2 * inner if config.activation == "swiglu" else inner)
-        self.down = nn.Linear(inner, dim)
-        self.ffn_norm = nn.LayerNorm(dim)
+        self.attention_norm = LayerNorm(dim, narrow=self.is_pre_norm)
+        self.up = Linear(dim, 2 * inner if config.activation == "swiglu" else inner)
+        self.down = Linear(inner, dim)
+        self.ffn_norm = LayerNorm(dim, narrow=self.is_pre_norm)
         self.dropout = Dropout(config.dropout)
-        self.attention_gate = nn.Linear(dim, dim) if config.gated else None
-        self.ffn_gate = nn.Linear(dim, dim) if config.gated else None
+        self.attention_gate = Linear(dim, dim) if config.gated else None
+        self.ffn_gate = Linear(dim, dim) if config.gated else None
         init_normal(self)
 
     def forward(self, x_ND: Tensor, rows: Rows) -> Tensor:

@@ -96,10 +96,10 @@ def sampled_softmax(positive_N: Tensor, negative_NK: Tensor, is_wrong_NK: Tensor
 def bce(positive_N: Tensor, negative_NK: Tensor, is_wrong_NK: Tensor, beta: float = 1.0) -> Tensor:
     """-beta log sigmoid(positive) - sum over negatives of log(1 - sigmoid(negative)); beta 1 is plain BCE.
 
-    Scores are log-odds over those of a model that knows nothing, log(beta / K), which shifts all of them alike
-    and changes no ranking. Without that start the item vectors first have to learn one large common vector that
-    says no to everything, in which what tells them apart is lost: on ml-100k gBCE with 256 negatives had
-    HR@10 .07 after 12 epochs without it and .17 with it. With one negative and beta 1 it is 0.
+    Scores are log-odds over those of a model that knows nothing, log(beta / K), which shifts all of them
+    alike and changes no ranking. Without that start the item vectors first have to learn one large common
+    vector that says no to everything, in which what tells them apart is lost: on ml-100k gBCE with 256
+    negatives had HR@10 .07 after 12 epochs without it and .17 with it. With one negative and beta 1 it is 0.
     """
     prior = math.log(beta / negative_NK.shape[1])
     negative_N = (F.softplus(negative_NK + prior) * is_wrong_NK).sum(1)

@@ -1,0 +1,115 @@
+"""Linear layers, layer norms and table rows of a training step: values and gradients are PyTorch's."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import grad, vmap
+from torch.testing import assert_close
+
+from lexrec.kernels import rows
+from lexrec.kernels.dense import layer_norm, linear
+from lexrec.kernels.rows import take_rows
+from lexrec.models._layers import LayerNorm, Linear
+from tests.unit.kernels.conftest import Interpreted
+
+SIZES = [(1, 8), (37, 64), (150, 24), (60, 200)]
+"""Rows, width."""
+
+
+def error(found: Tensor, expected: Tensor) -> float:
+    return ((found.double() - expected.double()).norm() / expected.double().norm().clamp(min=1e-12)).item()
+
+
+@pytest.mark.parametrize(("N", "D"), SIZES)
+def test_kernels_sum_columns(
+    N: int, D: int, interpreted: Interpreted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernels, x_ND = interpreted("_dense_triton"), torch.randn(N, D)
+    monkeypatch.setattr(kernels, "_MOST_STRIPS", 3)
+    assert error(kernels.column_sums(x_ND), x_ND.double().sum(0)) < 1e-6
+
+
+@pytest.mark.parametrize(("N", "D"), SIZES)
+def test_kernels_normalise(N: int, D: int, interpreted: Interpreted, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = interpreted("_dense_triton")
+    monkeypatch.setattr(kernels, "_MOST_STRIPS", 3)
+    x_ND, weight_D, bias_D, grad_ND = (
+        3 * torch.randn(N, D) + 2,
+        torch.randn(D),
+        torch.randn(D),
+        torch.randn(N, D),
+    )
+    exact = [one.double().requires_grad_() for one in (x_ND, weight_D, bias_D)]
+    y_ND = F.layer_norm(exact[0], (D,), exact[1], exact[2], 1e-5)
+    y_ND.backward(grad_ND.double())
+    assert error(kernels.layer_norm(x_ND, weight_D, bias_D, 1e-5, torch.float32), y_ND) < 1e-6
+    found = kernels.layer_norm_gradients(grad_ND, x_ND, weight_D, 1e-5)
+    for gradient, one in zip(found, exact, strict=True):
+        assert error(gradient, one.grad) < 2e-6  # type: ignore[arg-type]
+
+
+def test_without_a_gpu_they_are_pytorchs_own() -> None:
+    x_BLD = torch.randn(2, 3, 8)
+    one, norm = nn.Linear(8, 5), nn.LayerNorm(8)
+    assert torch.equal(linear(x_BLD, one.weight, one.bias), one(x_BLD))
+    assert torch.equal(layer_norm(x_BLD, norm.weight, norm.bias, norm.eps), norm(x_BLD))
+
+
+def test_padding_learns_nothing_and_each_row_what_was_read_of_it() -> None:
+    table_RD, index = torch.randn(9, 4, requires_grad=True), torch.randint(0, 9, (3, 50))
+    grad_ = torch.randn(3, 50, 4)
+    F.embedding(index, table_RD, padding_idx=0).backward(grad_)
+    expected_RD, table_RD.grad = table_RD.grad, None
+    taken = rows._Take.apply(table_RD, index, 0)
+    assert torch.equal(taken, take_rows(table_RD, index, 0))
+    taken.backward(grad_)
+    assert_close(table_RD.grad, expected_RD)
+
+
+def test_rows_have_gradients_sample_by_sample() -> None:
+    """As Fisher importance takes them."""
+    table_RD, index_SX, weight_SXD = torch.randn(9, 4), torch.randint(0, 9, (7, 5)), torch.randn(7, 5, 4)
+
+    def of(take):  # type: ignore[no-untyped-def]
+        loss = lambda table, index, weight: (take(table, index) * weight).sum()  # noqa: E731
+        return vmap(grad(loss), (None, 0, 0))(table_RD, index_SX, weight_SXD)
+
+    expected = of(lambda table, index: F.embedding(index, table, padding_idx=0))
+    assert_close(of(lambda table, index: rows._Take.apply(table, index, 0)), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", [(700, 64), (5, 40, 24)])
+def test_a_gpu_takes_the_same_step(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    D = shape[-1]
+    ours = nn.Sequential(
+        LayerNorm(D, narrow=True), Linear(D, 96), nn.ReLU(), Linear(96, D), LayerNorm(D)
+    ).cuda()
+    plain = nn.Sequential(
+        nn.LayerNorm(D), nn.Linear(D, 96), nn.ReLU(), nn.Linear(96, D), nn.LayerNorm(D)
+    ).double()
+    plain.load_state_dict(ours.state_dict())
+    x = torch.randn(shape)
+    x_ours, x_plain = x.cuda().requires_grad_(), x.double().requires_grad_()
+    weight = torch.randn(shape)
+    with torch.autocast("cuda", torch.bfloat16):
+        y = ours(x_ours)
+    (y * weight.cuda()).sum().backward()
+    (plain(x_plain) * weight).sum().backward()
+    assert y.dtype == torch.float32
+    assert error(x_ours.grad.cpu(), x_plain.grad) < 0.03  # type: ignore[union-attr, arg-type]
+    for (name, p), q in zip(ours.named_parameters(), plain.parameters(), strict=True):
+        assert error(p.grad.cpu(), q.grad) < 0.03, name  # type: ignore[union-attr, arg-type]
+
+
+@pytest.mark.gpu
+def test_a_gpu_takes_rows() -> None:
+    table_RD, index = (
+        torch.randn(9, 4, device="cuda", requires_grad=True),
+        torch.randint(0, 9, (3, 500), device="cuda"),
+    )
+    (expected_RD,) = torch.autograd.grad(F.embedding(index, table_RD, padding_idx=0).sum(), table_RD)
+    (found_RD,) = torch.autograd.grad(take_rows(table_RD, index, 0).sum(), table_RD)
+    assert_close(found_RD, expected_RD)
