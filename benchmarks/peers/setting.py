@@ -30,6 +30,8 @@ class Setting:
     batch_size: int = 128
     lr: float = 1e-3
     seed: int = 42
+    is_tuned: bool = False
+    """Libraries are not taken as they come, but with what speeds them up without a change to their code."""
 
     def dump(self) -> str:
         return json.dumps(asdict(self))

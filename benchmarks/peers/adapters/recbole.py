@@ -105,8 +105,9 @@ class Library:
         self.dataset = create_dataset(self.config)
         train, _, test = data_preparation(self.config, self.dataset)
         model = get_model("SASRec")(self.config, train.dataset).to(self.config["device"])
-        # It is left on by an import of RecBole's, and costs half of the speed: not to be held against it.
-        torch.autograd.set_detect_anomaly(False)
+        if self.setting.is_tuned:
+            # An import of RecBole's leaves it on.
+            torch.autograd.set_detect_anomaly(False)
         return model, train, test
 
 
