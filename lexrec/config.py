@@ -67,13 +67,16 @@ class TrainConfig(Config):
     warmup_steps: int = Field(0, ge=0)
     """Optimizer steps over which the learning rate rises linearly to its peak."""
     schedule: Literal["constant", "cosine"] = "constant"
-    """After the warm-up: the peak, or half a cosine from it to 0 at the last step of `max_epochs`."""
+    """After the warm-up: the peak, or half a cosine from it to 0 at the last step of `max_epochs` or
+    `max_steps`, whichever comes first."""
     clip_norm: float = Field(0.0, ge=0)
     """Largest global gradient norm; 0 does not clip."""
     batch_size: int = Field(128, ge=1)
     """Samples in one optimizer step, over all ranks."""
     max_epochs: int = Field(200, ge=0)
     """Most passes over the training samples."""
+    max_steps: int | None = Field(None, ge=1)
+    """Most optimizer steps: ends a run within an epoch, so that unlike models get one budget; null: no limit."""
     patience: int = Field(20, ge=1)
     """Evaluations without a better validation metric after which training stops."""
     evaluate_every: int = Field(1, ge=1)

@@ -118,8 +118,10 @@ def _cost(runs: Sequence[Run]) -> dict[str, Any]:
         return {}
     summaries = [RunDir.open(run.path).summary for run in runs]
     cost: dict[str, Any] = {"parameters": summaries[0]["parameters"]}
-    for key in ("seconds", "epochs", "best_epoch"):
-        cost[key] = round(float(np.mean([summary[key] for summary in summaries])), 3)
+    for key in ("seconds", "epochs", "best_epoch", "steps", "events", "tokens", "parameters_total"):
+        # A run made earlier may not say all of it.
+        if all(key in summary for summary in summaries):
+            cost[key] = round(float(np.mean([summary[key] for summary in summaries])), 3)
     cost["device"] = ", ".join(sorted({summary["device"] for summary in summaries}))
     counted = flops_file(runs[0].path.parent)
     return {**cost, "flops": read_json(counted) if counted.is_file() else None}

@@ -62,6 +62,9 @@ class SequenceModel(nn.Module, ABC):
     reads_mask: ClassVar[bool] = False
     """True if the next item is read at a [MASK] that `encode_next` puts after the newest item."""
 
+    tokens_per_event: float = 1.0
+    """Places that an event takes on average, where its text is read beside it."""
+
     items: ItemEncoder
     blocks: nn.ModuleList
     max_len: int

@@ -29,6 +29,8 @@ class Progressed:
     """Batches of this epoch already trained on."""
     step: int = 0
     """Optimizer steps taken."""
+    n_events: int = 0
+    """Items read in them, each batch counted as the average of its epoch."""
     best: float = -1.0
     """Best validation metric so far."""
     best_step: int = 0

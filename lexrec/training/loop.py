@@ -56,7 +56,8 @@ class Trainer:
     @property
     def n_steps(self) -> int:
         """Optimizer steps of the longest possible run."""
-        return self.config.max_epochs * len(self.epoch)
+        n_steps = self.config.max_epochs * len(self.epoch)
+        return min(n_steps, self.config.max_steps or n_steps)
 
     def fit(self, trackers: Sequence[Tracker]) -> Progressed:
         """Train to the end, from the newest checkpoint if there is one.
@@ -71,12 +72,12 @@ class Trainer:
         for tracker in trackers:
             tracker.begin(self.n_steps, at)
         began = time.monotonic() - at.seconds
-        while at.epoch < self.config.max_epochs and at.n_worse < self.config.patience:
+        while at.step < self.n_steps and at.n_worse < self.config.patience:
             self._epoch(at, trackers, began)
             at.epoch, at.batch = at.epoch + 1, 0
             self.watch.check()
             at.seconds = time.monotonic() - began
-            if at.epoch % self.config.evaluate_every == 0 or at.epoch == self.config.max_epochs:
+            if at.epoch % self.config.evaluate_every == 0 or at.step == self.n_steps:
                 self._validate(at, trackers)
                 self._save(at)
         if checkpoint.newest(self.run) is None:
@@ -90,10 +91,10 @@ class Trainer:
         # An average: to count a batch's own items would be to wait for the device.
         n_items = self.epoch.n_items // len(self.epoch)
         with self.runner.epoch(at.batch):
-            for i in range(at.batch, len(self.epoch)):
+            for i in range(at.batch, min(len(self.epoch), at.batch + self.n_steps - at.step)):
                 set_lr(self.optimizer, self.config, at.step, self.n_steps)
                 loss = self.runner.run(i)
-                at.step, at.batch = at.step + 1, i + 1
+                at.step, at.batch, at.n_events = at.step + 1, i + 1, at.n_events + n_items
                 self.watch.see(at.step, loss, i)
                 for tracker in trackers:
                     tracker.step(at, loss, n_items)

@@ -166,9 +166,12 @@ def _train_model(
             "best_epoch": at.best_epoch,
             "epochs": at.epoch,
             "steps": at.step,
+            "events": at.n_events,
+            "tokens": round(at.n_events * step.model.tokens_per_event),
             trainer.config.metric: at.best if trainer.has_validation and at.best_epoch else None,
             "seconds": round(seconds_before + at.seconds, 3),
             "parameters": sum(p.numel() for p in trainer.step.parameters() if p.requires_grad),
+            "parameters_total": sum(p.numel() for p in trainer.step.parameters()),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         }
     )

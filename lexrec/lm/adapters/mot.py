@@ -63,8 +63,11 @@ class Mot(Adapter):
 
 
 class _Norms(DualExpert):
-    """Norms run before the attention too, so the layer tells them of the stream. Its hooks do not run again
-    where it is computed anew for the backward pass: what they were told of the types is kept till the next."""
+    """Norms run before the attention too, so the layer tells them of the stream.
+
+    Its hooks do not run again where it is computed anew for the backward pass: what they were told of the
+    types is kept until they are told again.
+    """
 
     def tell(self, _: nn.Module, __: Any, given: dict[str, Any]) -> None:
         stream = given.get("stream")
