@@ -35,8 +35,10 @@ class Events(NamedTuple):
     """int64 position of each place in its history, [N, 1 + T]."""
     is_token_NT: Tensor
     """True where there is a token, [N, 1 + T]."""
-    last_N: Tensor
-    """int64 flat place of each event's last token: there the next item is predicted."""
+    item_place_N: Tensor
+    """int64 flat place of each event's item token."""
+    end_place_N: Tensor
+    """int64 flat place of each event's last token."""
 
 
 class Prompt(nn.Module):
@@ -89,6 +91,7 @@ class Prompt(nn.Module):
             (place_N // L)[:, None].expand(-1, len(offset_T)),
             start_M[place_N][:, None] + offset_T,
             is_token_NT,
+            event_N * len(offset_T),
             event_N * len(offset_T) + length_N,
         )
 

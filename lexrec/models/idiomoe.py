@@ -7,7 +7,7 @@ Paper: IDIOMoE, https://arxiv.org/abs/2510.05125
     r_i = <norm(h_t), E[i]>                                       the head, restricted to item rows
 
 An event is an item token, followed by its title and whatever else of it `columns` name; without columns a
-history is ids alone, and the text experts are not run. The next item is predicted at an event's last token.
+history is ids alone, and the text experts are not run. The next item is predicted at the item token.
 What is put into the language model is an adapter (lexrec/lm/adapters): the paper's dual experts, none at all
 (Item-LLM), and others.
 
@@ -19,10 +19,11 @@ input, where the next item is read, and a history's start without a begin token.
 Dimension key: B batch, L positions, N events, T text places of an event, S slots, W width (here also D).
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import Field, SerializeAsAny, field_validator
+import torch.nn.functional as F
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 from torch import Tensor, nn
 
 from lexrec import registry
@@ -56,10 +57,25 @@ class IdiomoeConfig(ModelConfig):
     """Columns of the item table whose text follows each item token; none: ids alone."""
     text_len: int = Field(16, ge=1)
     """Tokens of an item's text that are kept."""
+    read_at: Literal["item", "end"] = "item"
+    """Token of an event at which the next item is predicted: its item token, which passes the item experts
+    and has seen the texts of earlier events, or the last token of its text, which has seen that too."""
     max_tokens: int | None = Field(None, ge=1)
     """Newest tokens of a history that a token sees, itself included; null: all of it."""
+    lm_loss: float = Field(0.0, ge=0)
+    """Weight of a language model's loss on the texts in the prompt: each text token from all before it."""
+    lm_places: int = Field(256, ge=1)
+    """Places of a batch, drawn at random, that this loss is taken at; each costs a softmax over all text."""
     dropout: float = Field(0.1, ge=0, lt=1)
     """On item vectors as they enter."""
+
+    @model_validator(mode="after")
+    def _texts_fit(self) -> Self:
+        if self.lm_loss and not self.columns:
+            raise ValueError(
+                f"lm_loss={self.lm_loss} is a loss on texts; name some, columns=[title, category]"
+            )
+        return self
 
     @field_validator("adapter", mode="before")
     @classmethod
@@ -120,8 +136,11 @@ class Idiomoe(SequenceModel):
         stream = self._informed(stream, events, embedded, places)
         x_NTW = self._vectors(events, places.pack(embedded.x_BLD))
         hidden_1SW = self.lm.decode(x_NTW.flatten(0, 1)[None], stream)
-        hidden_NW = hidden_1SW[0].index_select(0, events.last_N)
-        return Encoded(places.unpack(hidden_NW), {**embedded.aux, **(stream.aux or {})})
+        hidden_NW = hidden_1SW[0].index_select(0, self._read_places(events))
+        aux = {**embedded.aux, **(stream.aux or {})}
+        if self.training and self.config.lm_loss:
+            aux["language"] = self.config.lm_loss * self._language_loss(hidden_1SW[0], events)
+        return Encoded(places.unpack(hidden_NW), aux)
 
     def begin(self, batch: Batch) -> State:
         return self._read(batch._replace(slot_N=None), self.items(batch), batch, None)
@@ -168,8 +187,24 @@ class Idiomoe(SequenceModel):
         cache = KeyValues(seen.keys_values, len(self.blocks))
         x_BSW = self._vectors(events, places.pack(embedded.x_BLD)).view(*rows, -1)
         hidden_MW = self.lm.decode(x_BSW, stream, cache).flatten(0, 1)
-        hidden_BLW = hidden_MW.index_select(0, events.last_N).view(*batch.item_BL.shape, -1)
+        hidden_BLW = hidden_MW.index_select(0, self._read_places(events)).view(*batch.item_BL.shape, -1)
         return State(whole, hidden_BLW[:, -1], seen.with_(cache, position_BS, is_token_BS))
+
+    def _language_loss(self, hidden_SW: Tensor, events: Events) -> Tensor:
+        """Mean loss of text tokens at places drawn at random; 0 where none of those holds a token."""
+        n_texts = self.prompt.n_texts
+        n_places = len(events.item_N) * n_texts
+        drawn_K = torch.randint(n_places, (self.config.lm_places,), device=hidden_SW.device)
+        event_K, text_K = drawn_K // n_texts, drawn_K % n_texts
+        # A text's first token is predicted at the item's, which stands before it.
+        logit_KV = self.lm.text_logits(hidden_SW.index_select(0, event_K * (1 + n_texts) + text_K))
+        item_K = events.item_N[event_K]
+        loss_K = F.cross_entropy(logit_KV.float(), self.prompt.token_IT[item_K, text_K], reduction="none")
+        is_text_K = text_K < self.prompt.length_I[item_K]
+        return (loss_K * is_text_K).sum() / is_text_K.sum().clamp(min=1)
+
+    def _read_places(self, events: Events) -> Tensor:
+        return events.item_place_N if self.config.read_at == "item" else events.end_place_N
 
     @property
     def _reach(self) -> Reach:
@@ -189,7 +224,7 @@ class Idiomoe(SequenceModel):
         added_RSW = None
         if embedded.after_block0_BLD is not None:
             added_NW = self.lm.scale * places.pack(embedded.after_block0_BLD)
-            added_NTW = nn.functional.pad(added_NW[:, None], (0, 0, 0, n_texts))
+            added_NTW = F.pad(added_NW[:, None], (0, 0, 0, n_texts))
             added_RSW = added_NTW.view(*stream.position_RS.shape, -1)
         route = Route.strided(n_events, n_texts, events.item_N.device)
         return stream._replace(route=route, added_RSW=added_RSW, aux={})
