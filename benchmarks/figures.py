@@ -18,6 +18,7 @@ from typing import Any
 
 from benchmarks.machine import ROOT
 from benchmarks.peers.ratios import Ratio, ratios
+from benchmarks.targets import TARGETS
 
 PAGE = ROOT / "docs" / "performance.md"
 RESULTS = ROOT / "docs" / "results"
@@ -46,10 +47,12 @@ def filled(page: str, results: Path) -> str:
     def table(found: re.Match[str]) -> str:
         kind, name, words = found[2], found[3], found[4].split()
         path = results / f"performance-{name}.jsonl"
-        text = f"*Not measured yet: there is no {path.name}.*"
-        if path.is_file():
-            text = "\n".join(KINDS[kind](read(path), *words))
-        return f"{found[1]}{text}\n{found[5]}"
+        lines = [f"*Not measured yet: there is no {path.name}.*"]
+        if kind == "targets":
+            lines = targets(results)
+        elif path.is_file():
+            lines = KINDS[kind](read(path), *words)
+        return "\n".join([found[1].rstrip(), *lines, found[5]])
 
     return _MARKED.sub(table, page)
 
@@ -57,6 +60,20 @@ def filled(page: str, results: Path) -> str:
 def read(path: Path) -> list[Line]:
     """The lines of a file of results."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def targets(results: Path) -> list[str]:
+    """What is asked of the speed, from all files."""
+    rows = []
+    for one in TARGETS:
+        best = one.best(results)
+        wanted = ("at least " if one.is_least else "at most ") + number(one.wanted)
+        if best is None:
+            rows.append([one.what, wanted, "", "not measured yet"])
+            continue
+        is_met = best >= one.wanted if one.is_least else best <= one.wanted
+        rows.append([one.what, wanted, f"**{number(best)}**", "met" if is_met else "missed"])
+    return _table(["", "wanted", "measured", ""], rows)
 
 
 def peers(lines: list[Line], question: str) -> list[str]:
@@ -137,6 +154,30 @@ def preparation(lines: list[Line]) -> list[str]:
     return [*_table(header, rows), "", f"{at['cpu']}, {at['cpus']} cores; {named}."]
 
 
+def bench(lines: list[Line]) -> list[str]:
+    """What `lexrec bench --json` printed for several recipes."""
+    rows = []
+    for one in lines:
+        recommending, of = one["recommending"], one["recommending"]["one_ms"]
+        rows.append(
+            [
+                one["recipe"],
+                number(one["training"]["targets_per_s"]),
+                number(one["training"]["peak_mib"]),
+                number(one["evaluation"]["users_per_s"]),
+                f"{of['p50']:.2f} ({of['p99']:.2f})",
+                number(recommending["histories_per_s"]),
+                f"{one['start']['seconds']:.2f}",
+            ]
+        )
+    header = ["recipe", "targets/s", "training MiB", "evaluation users/s", "one history ms (p99)"]
+    at = lines[0]["machine"]
+    where = (
+        f"{at.get('gpu', at['processor'])}, {at['cores']} cores; Python {at['python']}, torch {at['torch']}."
+    )
+    return [*_table([*header, "256 together, histories/s", "command to answer, s"], rows), "", where]
+
+
 KINDS: dict[str, Callable[..., list[str]]] = {
     "peers": peers,
     "on": on,
@@ -144,6 +185,7 @@ KINDS: dict[str, Callable[..., list[str]]] = {
     "mltfr": mltfr,
     "ranking": ranking,
     "preparation": preparation,
+    "bench": bench,
 }
 
 
