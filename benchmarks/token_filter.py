@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import time
 from typing import Any
 
@@ -118,11 +119,10 @@ class Arm:
         """Kernels of a step by their time."""
         with torch.profiler.profile() as found:
             self._steps(4)
-        sort_by = "self_cuda_time_total" if self.device.type == "cuda" else "self_cpu_time_total"
-        rows = sorted(found.key_averages(), key=lambda row: -getattr(row, sort_by.replace("cuda", "device")))
-        for row in rows[:40]:
-            us = getattr(row, sort_by.replace("cuda", "device")) / 4
-            print(f"{self.name} {self.mode} {us:9.1f} us {row.count / 4:6.1f} x {row.key[:90]}")
+        key = "self_device_time_total" if self.device.type == "cuda" else "self_cpu_time_total"
+        for row in sorted(found.key_averages(), key=lambda row: -getattr(row, key))[:40]:
+            us = getattr(row, key) / 4
+            print(f"{self.name} {self.mode} {us:9.1f} us {row.count / 4:6.1f} x {row.key[:90]}", file=sys.stderr)
 
     def _steps(self, n: int) -> None:
         with self.runner.epoch(0):

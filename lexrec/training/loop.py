@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -33,6 +33,13 @@ _KEPT_PLACES = 2**25
 """Places of validation rows that may stay on the device: 256 MiB."""
 
 
+class Spent(NamedTuple):
+    """On optimizer steps alone, by this process."""
+
+    seconds: float = 0.0
+    n_steps: int = 0
+
+
 class Trainer:
     """Trains one step module on one data set into one run directory."""
 
@@ -47,6 +54,7 @@ class Trainer:
         self.epoch = build_epoch(dataset, self.samples, max_len + extra, self.config.batch_size, device)
         self.runner = build_runner(Update(step, self.optimizer, self.generator, self.config), self.epoch)
         self.watch = LossWatch(run.path, self.epoch)
+        self.spent = Spent()
         self._kept: list[Asked] | None = None
         first_U, last_U = dataset.train_end_U, dataset.validation_end_U
         if self.config.select_on == "test":
@@ -73,9 +81,13 @@ class Trainer:
             tracker.begin(self.n_steps, at)
         began = time.monotonic() - at.seconds
         while at.step < self.n_steps and at.n_worse < self.config.patience:
+            epoch_began, first = time.monotonic(), at.step
             self._epoch(at, trackers, began)
             at.epoch, at.batch = at.epoch + 1, 0
-            self.watch.check()
+            self.watch.check()  # waits for the device
+            self.spent = Spent(
+                self.spent.seconds + time.monotonic() - epoch_began, self.spent.n_steps + at.step - first
+            )
             at.seconds = time.monotonic() - began
             if at.epoch % self.config.evaluate_every == 0 or at.step == self.n_steps:
                 self._validate(at, trackers)

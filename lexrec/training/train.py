@@ -15,6 +15,7 @@ from lexrec.models import build_model, model_width
 from lexrec.run_dir import RunDir, load_tables
 from lexrec.training import checkpoint, rounds
 from lexrec.training.loop import Trainer
+from lexrec.training.memory import peak_mib
 from lexrec.training.step import Step
 from lexrec.training.trackers import Tracker, build_tracker, check_trackers
 
@@ -170,6 +171,8 @@ def _train_model(
             "tokens": round(at.n_events * step.model.tokens_per_event),
             trainer.config.metric: at.best if trainer.has_validation and at.best_epoch else None,
             "seconds": round(seconds_before + at.seconds, 3),
+            "step_ms": round(1000 * trainer.spent.seconds / max(trainer.spent.n_steps, 1), 3),
+            "peak_mib": peak_mib(device),
             "parameters": sum(p.numel() for p in trainer.step.parameters() if p.requires_grad),
             "parameters_total": sum(p.numel() for p in trainer.step.parameters()),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
