@@ -27,7 +27,7 @@ from lexrec.errors import RunError
 from lexrec.evaluation.evaluate import Evaluation
 from lexrec.evaluation.metrics import per_event
 from lexrec.run_dir import RunDir, read_json, write_json
-from lexrec.training.train import choose_device
+from lexrec.training.device import choose_device
 
 _LOCK = ".lock"
 _JOBS_A_GPU = 4

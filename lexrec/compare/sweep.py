@@ -24,7 +24,7 @@ from lexrec.data.dataset import Dataset
 from lexrec.errors import ConfigError, RunError
 from lexrec.evaluation.events import evaluation_events
 from lexrec.run_dir import read_json, write_json
-from lexrec.training.train import choose_device
+from lexrec.training.device import choose_device
 
 SWEEP, REPORT = "sweep.json", "report.json"
 

@@ -6,7 +6,7 @@ Dimension key: B histories, K list length, J known items of one history, I item 
 from collections.abc import Iterable, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +16,10 @@ from lexrec.data.dataset import Dataset
 from lexrec.data.vocabulary import Id, Vocabulary
 from lexrec.errors import DataError
 from lexrec.run_dir import RunDir
-from lexrec.serving.histories import FileReport, HistoryFile, Lists
 from lexrec.serving.ranker import Items, Ranked, Ranker
+
+if TYPE_CHECKING:
+    from lexrec.serving.histories import FileReport
 
 _KEPT_LISTS = 8
 _Ids = Iterable[Id] | None
@@ -64,7 +66,7 @@ class Recommender:
             ConfigError: no such device here.
         """
         from lexrec.serving.scorer_ranker import ScorerRanker
-        from lexrec.training.train import choose_device
+        from lexrec.training.device import choose_device
 
         run = RunDir.open(path)
         return Recommender(ScorerRanker(run.scorer(str(choose_device(device)))), run, data)
@@ -138,7 +140,7 @@ class Recommender:
         keep_seen: bool = False,
         allow: _Ids = None,
         deny: _Ids = None,
-    ) -> FileReport:
+    ) -> "FileReport":
         """Recommend for every row of a Parquet file, some thousand rows at a time.
 
         Args:
@@ -150,6 +152,9 @@ class Recommender:
         Raises:
             DataError: the file cannot be read, lacks a column, or `out` cannot be written.
         """
+        # Only here: what reads files takes a tenth of a second to import.
+        from lexrec.serving.histories import HistoryFile, Lists
+
         allowed = self._resolve(allow, deny)
         _check_k(k)
         source = HistoryFile(path, self.run.item_table["item_id"])

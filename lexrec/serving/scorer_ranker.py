@@ -4,6 +4,7 @@ Dimension key: B histories, R histories of one batch, K list length, S pairs set
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 
 import numpy as np
@@ -21,6 +22,9 @@ from lexrec.serving.ranker import Items, Ranked
 _BATCH = 256
 """Histories ranked at once."""
 _KEPT_MASKS = 8
+_ALONE = 2**18
+"""Scores up to which one thread does the work: handing it to others costs more than they save, and where
+they are busy with something else, as in a server, waiting for them costs a hundred times more."""
 
 
 class ScorerRanker:
@@ -44,11 +48,12 @@ class ScorerRanker:
         item_BK = np.empty((len(histories), k), dtype=np.int64)
         score_BK = np.empty((len(histories), k), dtype=np.float32)
         is_allowed_I = None if allow is None else self._mask(allow.tobytes())
-        for pick_R in self._batches(histories):
-            query = self.scorer.encode(self._batch([histories[i] for i in pick_R]))
-            hidden = None if exclude is None else _pairs([exclude[i] for i in pick_R])
-            best = top_k(self.scorer, query, k, Aside.of(hidden, is_allowed_I))
-            item_BK[pick_R], score_BK[pick_R] = best.item_BK.cpu().numpy(), best.score_BK.cpu().numpy()
+        with _threads(1 if len(histories) * self.n_items <= _ALONE else torch.get_num_threads()):
+            for pick_R in self._batches(histories):
+                query = self.scorer.encode(self._batch([histories[i] for i in pick_R]))
+                hidden = None if exclude is None else _pairs([exclude[i] for i in pick_R])
+                best = top_k(self.scorer, query, k, Aside.of(hidden, is_allowed_I))
+                item_BK[pick_R], score_BK[pick_R] = best.item_BK.cpu().numpy(), best.score_BK.cpu().numpy()
         return Ranked(item_BK, score_BK)
 
     def inspect(self, history: Items) -> list[ExpertView]:
@@ -73,6 +78,17 @@ class ScorerRanker:
         is_allowed_I = np.zeros(self.n_items + 2, dtype=np.bool_)
         is_allowed_I[np.frombuffer(allow, dtype=np.int64)] = True
         return torch.from_numpy(is_allowed_I)
+
+
+@contextmanager
+def _threads(n: int) -> Iterator[None]:
+    """PyTorch on so many threads of the CPU; afterwards on as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _pairs(items_R: list[Items]) -> Pairs:

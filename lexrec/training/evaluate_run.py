@@ -10,7 +10,7 @@ from lexrec.evaluation.evaluate import evaluate as measure
 from lexrec.evaluation.events import Split
 from lexrec.evaluation.protocol import SelectedOn
 from lexrec.run_dir import RunDir
-from lexrec.training.train import choose_device
+from lexrec.training.device import choose_device
 
 
 def evaluate(

@@ -14,6 +14,7 @@ from lexrec.item_encoders.base import Catalogue
 from lexrec.models import build_model, model_width
 from lexrec.run_dir import RunDir, load_tables
 from lexrec.training import checkpoint, rounds
+from lexrec.training.device import choose_device
 from lexrec.training.loop import Trainer
 from lexrec.training.memory import peak_mib
 from lexrec.training.step import Step
@@ -74,24 +75,6 @@ def train(
     if config.rounds is not None:
         seconds = _train_first(run, step, dataset, where, track).summary["seconds"]
     return _train_model(run, step, dataset, where, track, seconds)
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of a name; auto is the GPU where there is one.
-
-    Raises:
-        ConfigError: no such device here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        if device.type not in ("cpu", "cuda"):
-            raise RuntimeError(f"{device.type} is neither cpu nor cuda")
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device {name!r} is not usable here; use auto, cpu, cuda or cuda:N") from error
-    return device
 
 
 def build_step(config: RunConfig, dataset: Dataset, tables: "Sequence[TokenTable]") -> Step:
