@@ -76,7 +76,8 @@ class TrainConfig(Config):
     max_epochs: int = Field(200, ge=0)
     """Most passes over the training samples."""
     max_steps: int | None = Field(None, ge=1)
-    """Most optimizer steps: ends a run within an epoch, so that unlike models get one budget; null: no limit."""
+    """Most optimizer steps. They may end within an epoch, so that unlike models get one budget; null: no
+    limit."""
     patience: int = Field(20, ge=1)
     """Evaluations without a better validation metric after which training stops."""
     evaluate_every: int = Field(1, ge=1)

@@ -18,7 +18,9 @@ from lexrec.data.batch import PAD, Batch
 from lexrec.errors import ConfigError
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
+    from numpy.typing import NDArray
 
 _BETWEEN = "; "
 """Between two columns of an item's text."""
@@ -68,6 +70,13 @@ class Prompt(nn.Module):
     def n_texts(self) -> int:
         """Text places of an event (T)."""
         return self.token_IT.shape[1]
+
+    def mean_length(self, count_I: "NDArray[np.int64] | None") -> float:
+        """Text tokens of an event, on average over `count_I` events of each item index; None: over items."""
+        length_I = self.length_I.double()
+        weight_I = torch.ones_like(length_I) if count_I is None else torch.from_numpy(count_I).double()
+        weight_I[[0, -1]] = 0  # neither PAD nor MASK
+        return float((length_I * weight_I).sum() / weight_I.sum().clamp(min=1))
 
     def events(self, batch: Batch) -> Events:
         """The events of a batch's slots, or of all its places where it has none."""

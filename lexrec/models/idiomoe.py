@@ -31,8 +31,10 @@ from lexrec.config import Config, component_config
 from lexrec.data.batch import Batch, Places
 from lexrec.errors import ConfigError
 from lexrec.item_encoders.base import Catalogue, Embedded, ItemEncoder
+from lexrec.item_encoders.id_embedding import IdEmbedding
 from lexrec.lm import loading
 from lexrec.lm.adapters.experts import ExpertsConfig
+from lexrec.lm.item_text import TextAdded, TextItems, text_vectors
 from lexrec.lm.prompt import Events, Prompt, read_texts
 from lexrec.lm.routing import Route
 from lexrec.lm.saved import save_only_trained
@@ -49,12 +51,17 @@ class IdiomoeConfig(ModelConfig):
     """The language model's width; 0 takes it from there."""
     lm: LmConfig = LmConfig()
     adapter: SerializeAsAny[Config] = ExpertsConfig()
-    """What is put into the language model: experts, shared."""
+    """What is put into the language model, lexrec/lm/adapters: experts, shared, lora, mot ..."""
     train_attention: bool = False
     """Train attention and norms too. false leaves every pass over text alone bit-identical to the pretrained
     language model; true may rank better, and forgets."""
     columns: tuple[str, ...] = ()
-    """Columns of the item table whose text follows each item token; none: ids alone."""
+    """Columns of the item table whose text is read; none: ids alone."""
+    text_as: Literal["tokens", "vector", "items"] = "tokens"
+    """tokens: an item's text follows its item token. vector: it is read once by the pretrained language model
+    and added to the item's vector (Text-Attr LLM). items: it stands in the item's place, which has no vector
+    but the state after its text (Title-LLM); the item encoder is not used, and an objective that samples
+    negatives reads theirs alone."""
     text_len: int = Field(16, ge=1)
     """Tokens of an item's text that are kept."""
     read_at: Literal["item", "end"] = "item"
@@ -75,6 +82,10 @@ class IdiomoeConfig(ModelConfig):
             raise ValueError(
                 f"lm_loss={self.lm_loss} is a loss on texts; name some, columns=[title, category]"
             )
+        if self.text_as != "tokens" and not self.columns:
+            raise ValueError(f"text_as={self.text_as} reads texts; name some, columns=[title]")
+        if self.text_as == "items" and self.read_at == "item":
+            raise ValueError("text_as=items has no item token to read at; set read_at=end")
         return self
 
     @field_validator("adapter", mode="before")
@@ -116,9 +127,27 @@ class Idiomoe(SequenceModel):
         return config.dim or loading.width(config.lm)
 
     def describe(self, catalogue: Catalogue) -> None:
-        if self.config.columns:
-            columns, text_len = self.config.columns, self.config.text_len
-            self.prompt = read_texts(catalogue.item_table, columns, text_len, self.lm.tokenizer)
+        if not self.config.columns:
+            return
+        columns, text_len = self.config.columns, self.config.text_len
+        texts = read_texts(catalogue.item_table, columns, text_len, self.lm.tokenizer)
+        if self.config.text_as == "vector":
+            self.items = TextAdded(self.items, text_vectors(self.config.lm, texts))
+            return
+        self.prompt = texts
+        self.tokens_per_event = 1 + texts.mean_length(catalogue.train_count_I)
+        if self.config.text_as == "items":
+            if not isinstance(self.items, IdEmbedding):
+                raise ConfigError(
+                    "model.text_as=items makes vectors of texts alone; use item_encoder.name=id_embedding"
+                )
+            self.items = TextItems(catalogue.n_items, self.lm.first_vector(), self._states_of)
+
+    def _states_of(self, item_N: Tensor) -> Tensor:
+        """The states after histories of one event, [N, D]."""
+        one_N = torch.ones_like(item_N)
+        encoded: Encoded = self(Batch(item_N[:, None], one_N, -one_N))
+        return encoded.hidden_BLD[:, -1]
 
     @property
     def blocks(self) -> nn.ModuleList:  # type: ignore[override]
@@ -226,5 +255,7 @@ class Idiomoe(SequenceModel):
             added_NW = self.lm.scale * places.pack(embedded.after_block0_BLD)
             added_NTW = F.pad(added_NW[:, None], (0, 0, 0, n_texts))
             added_RSW = added_NTW.view(*stream.position_RS.shape, -1)
-        route = Route.strided(n_events, n_texts, events.item_N.device)
+        route = None
+        if self.config.text_as != "items":
+            route = Route.strided(n_events, n_texts, events.item_N.device)
         return stream._replace(route=route, added_RSW=added_RSW, aux={})

@@ -75,8 +75,7 @@ def one_loss(model: Idiomoe) -> Mapping[str, Tensor]:
 
 @every
 def test_what_is_trained_gets_a_gradient_and_the_rest_stays(adapter: str, family: str) -> None:
-    # With text after it, an item's own token is read by nobody above the last layer.
-    model = built(adapter, family, columns=()).train()
+    model = built(adapter, family).train()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     if adapter == "scratch":
