@@ -22,7 +22,8 @@ from lexrec.data.dataset import Dataset
 from lexrec.errors import ConfigError, RunError
 from lexrec.run_dir import RunDir
 from lexrec.serving._machine import machine
-from lexrec.training.train import choose_device, train
+from lexrec.training.device import choose_device
+from lexrec.training.train import train
 
 _STARTS = 3
 _WORKER = "lexrec.serving._bench_worker"

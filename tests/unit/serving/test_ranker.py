@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 
 from lexrec.serving import scorer_ranker
 from lexrec.serving.ranker import Ranker
@@ -78,3 +79,26 @@ def test_arrays_are_histories_too():
 
 def test_a_scorer_without_experts_has_nothing_to_inspect():
     assert ScorerRanker(Summing(7)).inspect([1, 2]) == []
+
+
+class Watched(Summing):
+    """Notes on how many threads it is asked."""
+
+    n_threads = 0
+
+    def encode(self, batch):
+        self.n_threads = torch.get_num_threads()
+        return super().encode(batch)
+
+
+@pytest.mark.parametrize(("n_histories", "n_threads"), [(1, 1), (100, 3)])
+def test_little_work_is_done_by_one_thread_and_the_callers_threads_stay(monkeypatch, n_histories, n_threads):
+    monkeypatch.setattr(scorer_ranker, "_ALONE", 1000)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        scorer = Watched(100)
+        ScorerRanker(scorer).rank([[1]] * n_histories, 2)
+        assert (scorer.n_threads, torch.get_num_threads()) == (n_threads, 3)
+    finally:
+        torch.set_num_threads(before)

@@ -1,4 +1,6 @@
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -145,3 +147,14 @@ def test_the_data_set_is_opened_only_for_its_users(markov, shop, tmp_path):
     with pytest.raises(DataError, match="is not a prepared data set"):
         recommender.recommend_users(["ann"])
     assert Recommender.load(markov.path, data=shop).recommend_users(["ann"], k=1).item_ids
+
+
+def test_a_first_recommendation_loads_nothing_that_it_does_not_need(markov):
+    code = (
+        "import sys, lexrec\n"
+        f"found = lexrec.Recommender.load({str(markov.path)!r}).recommend([[10]], k=1)\n"
+        "heavy = {'pandas', 'ibis', 'duckdb', 'transformers', 'sympy', 'pyarrow.compute', 'torch._dynamo'}\n"
+        "print(found.item_ids, (heavy | {'lexrec.training.train', 'lexrec.data.prepare'}) & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "[[20]] set()\n", done.stderr
