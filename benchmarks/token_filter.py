@@ -2,12 +2,12 @@
 
     python benchmarks/token_filter.py [--data data/beauty] [--arms plain,sequence,prefix,six] [--mode eager,graph]
 
-Arms: the backbone alone; with the four tables of the paper (3 x 32100 x 768 and 32000 x 4096), interest by the
-whole row or by each prefix; with the six tables of its figure 3. Tables hold noise of these shapes, which costs
-what real ones cost. Rows are synthetic and full, or with `--data` those of a prepared data set. A step cuts its
-batch, prepares targets, and runs forward, backward and optimizer, as one CUDA graph or call by call (a CPU:
-call by call, on small tables). Arms take turns; ms are medians over rounds with the quickest and slowest beside
-them, `ratio` is to the plain arm of the same mode, and the peak is that of the first steps, call by call.
+Arms: the backbone alone; with the four tables of the paper (3 x 32100 x 768 and 32000 x 4096), interest by
+the whole row or by each prefix; with the six tables of its figure 3. Tables hold noise of these shapes, which
+costs what real ones cost. Rows are synthetic and full, or with `--data` those of a prepared data set. A step
+cuts its batch, prepares targets, and runs forward, backward and optimizer, as one CUDA graph or call by call
+(a CPU: call by call, on small tables). Arms take turns; ms are medians over rounds with the quickest and
+slowest beside them, `ratio` is to the plain arm of the same mode, and the peak is that of the first step.
 """
 
 import argparse
@@ -122,7 +122,9 @@ class Arm:
         key = "self_device_time_total" if self.device.type == "cuda" else "self_cpu_time_total"
         for row in sorted(found.key_averages(), key=lambda row: -getattr(row, key))[:40]:
             us = getattr(row, key) / 4
-            print(f"{self.name} {self.mode} {us:9.1f} us {row.count / 4:6.1f} x {row.key[:90]}", file=sys.stderr)
+            print(
+                f"{self.name} {self.mode} {us:9.1f} us {row.count / 4:6.1f} x {row.key[:90]}", file=sys.stderr
+            )
 
     def _steps(self, n: int) -> None:
         with self.runner.epoch(0):

@@ -1,6 +1,7 @@
 """What every test may use: where things are, when to skip, and how to run the command line."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,10 @@ SHARED = Path(os.environ.get("LEXREC_SHARED", ROOT.parent / "shared"))
 # No test is timed, and one run finds what the next one finds.
 settings.register_profile("lexrec", deadline=None, derandomize=True, database=None)
 settings.load_profile("lexrec")
+
+if shutil.which("nvidia-smi") is None:
+    # Triton reads it once, when it is first imported: its interpreter then runs GPU kernels on a CPU.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 

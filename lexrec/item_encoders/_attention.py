@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lexrec.item_encoders._mltfr_config import MltfrConfig
+from lexrec.kernels.dense import drop, linear
 
 
 class Chosen(NamedTuple):
@@ -58,15 +59,25 @@ class CrossAttention(nn.Module):
         """What attention gives each query, and its weights before dropout, [U, H, Q, K]."""
         q_UHQC, k_UHKC, v_UHKC = (
             x.view(*x.shape[:2], self.n_heads, -1).transpose(1, 2)
-            for x in (self.query(query_UQD), answers.key_UKD, answers.value_UKD)
+            for x in (self.asked(query_UQD), answers.key_UKD, answers.value_UKD)
         )
         logit_UHQK = q_UHQC @ k_UHKC.transpose(-1, -2) * q_UHQC.shape[-1] ** -0.5
         if answers.bias_UK is not None:
             logit_UHQK = logit_UHQK + answers.bias_UK[:, None, None, :]
         attention_UHQK = logit_UHQK.softmax(dim=-1)
-        mixed_UHQC = self.dropout(attention_UHQK) @ v_UHKC
-        out_UQD: Tensor = self.dropout(self.out(mixed_UHQC.transpose(1, 2).flatten(2)))
-        return out_UQD, attention_UHQK
+        mixed_UHQC = self.dropped(attention_UHQK) @ v_UHKC
+        return self.answered(mixed_UHQC.transpose(1, 2).flatten(2)), attention_UHQK
+
+    def asked(self, query_UQD: Tensor) -> Tensor:
+        """The queries of all heads, side by side."""
+        return linear(query_UQD, self.query.weight, self.query.bias)
+
+    def answered(self, mixed_UQD: Tensor) -> Tensor:
+        """What goes out, given the mixed values of all heads."""
+        return self.dropped(linear(mixed_UQD, self.out.weight, self.out.bias))
+
+    def dropped(self, x: Tensor) -> Tensor:
+        return drop(x, self.dropout.p) if self.training else x
 
     def read(self, table_VW: Tensor, chosen: Chosen, projected_VX: Tensor | None = None) -> Answers:
         """Keys and values of the chosen tokens: the cheaper of table-first and rows-first."""
@@ -95,7 +106,8 @@ class CrossAttention(nn.Module):
         maps = (*before, self.key, self.value)
         none_D = self.query.weight.new_zeros(len(self.query.weight))
         biases = [none_D if one.bias is None else one.bias for one in maps]
-        return torch.cat([one.weight for one in maps]), torch.cat(biases)
+        weights: list[Tensor] = [one.weight for one in maps]
+        return torch.cat(weights), torch.cat(biases)
 
     def rows(self, table: Tensor) -> Tensor:
         """Table rows in the arithmetic of the weights."""

@@ -10,9 +10,9 @@ How the choice gets a gradient (`estimator`):
     paper     rows times 1 + p_I - stop(p_I), p = softmax((s + noise) / tau) over the vocabulary
     release   the same weights, renormalised by their sum over K
 
-There are two ways to the same numbers. The plain one reads the table twice: aligned, to choose, and for the
-chosen rows. On a GPU, where reading a table costs more than multiplying it, alignment, keys and values are one
-product, and attention reads its rows by token (kernels/token_attention.py).
+There are two ways to the same numbers. The plain one reads the table twice: aligned, to choose, and for
+the chosen rows. On a GPU, where reading a table costs more than multiplying it, alignment, keys and values are
+one product, and attention reads its rows by token (kernels/token_attention.py).
 
 Dimension key: M interests, U attending units of Q queries each, V tokens, W LLM width, K chosen tokens,
 D width, H heads.
@@ -47,7 +47,6 @@ class TokenExpert(nn.Module):
         self.align = nn.Linear(width, dim)
         self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale), requires_grad=config.learn_scale)
         self.attention = CrossAttention(width, dim, config)
-        self.dropout = self.attention.dropout
         if config.filter == "frozen":
             self.align.requires_grad_(False)
             self.logit_scale.requires_grad_(False)
@@ -68,9 +67,7 @@ class TokenExpert(nn.Module):
         super().train(mode)
         return self
 
-    def forward(
-        self, query_UQD: Tensor, interest_MD: Tensor, unit_U: Tensor | None
-    ) -> tuple[Tensor, Chosen]:
+    def forward(self, query_UQD: Tensor, interest_MD: Tensor, unit_U: Tensor | None) -> tuple[Tensor, Chosen]:
         """What the expert adds to each query, [U, Q, D], and what was chosen for each unit.
 
         Args:
@@ -154,12 +151,11 @@ class TokenExpert(nn.Module):
         scale, noise = self.logit_scale, self._noise(interest_MD)
         token_MK = choose_tokens(interest_MD, aligned_VD, self.k, scale=scale.detach(), noise=noise)
         chosen = Chosen(token_MK, None, None).at(unit_U)
-        interest_UD = interest_MD if unit_U is None else interest_MD.index_select(0, unit_U)
+        interest_UD = interest_MD.detach() if unit_U is None else interest_MD.detach().index_select(0, unit_U)
         choice = Choice(chosen.token_MK, interest_UD, scale if self.config.filter == "learned" else None)
         dropout = attention.dropout.p if self.training else 0.0
-        mixed_UQD = attend(attention.query(query_UQD), choice, projection, attention.n_heads, dropout)
-        out_UQD: Tensor = attention.dropout(attention.out(mixed_UQD))
-        return out_UQD, chosen
+        mixed_UQD = attend(attention.asked(query_UQD), choice, projection, attention.n_heads, dropout)
+        return attention.answered(mixed_UQD), chosen
 
     def _project(self) -> Projection:
         """Alignment, keys and values of every token."""

@@ -26,13 +26,22 @@ class Interests(NamedTuple):
 
 
 def prefix_means(batch: Batch, e_BLD: Tensor, mask_index: int) -> Tensor:
-    """Mean item vector of each prefix, [B, L, D]; [MASK] counts only where nothing else has come yet."""
-    is_item_BL1 = batch.is_item_BL[..., None]
-    is_known_BL1 = is_item_BL1 & (batch.item_BL != mask_index)[..., None]
+    """Mean item vector of each prefix, [B, L, D]; [MASK] counts only where nothing else has come yet.
+
+    There all items so far are [MASK], and their mean is the vector that stands there.
+    """
+    is_known_BL1 = (batch.is_item_BL & (batch.item_BL != mask_index))[..., None]
     n_known_BL1 = is_known_BL1.cumsum(1)
-    known_BLD = (e_BLD * is_known_BL1).cumsum(1) / n_known_BL1.clamp(min=1)
-    any_BLD = (e_BLD * is_item_BL1).cumsum(1) / is_item_BL1.cumsum(1).clamp(min=1)
-    return torch.where(n_known_BL1 > 0, known_BLD, any_BLD)
+    mean_BLD = (e_BLD * is_known_BL1).cumsum(1) / n_known_BL1.clamp(min=1)
+    return torch.where(n_known_BL1 > 0, mean_BLD, e_BLD)
+
+
+def row_means(batch: Batch, e_BLD: Tensor, mask_index: int) -> Tensor:
+    """That of each whole row, [B, D]."""
+    is_known_BL1 = (batch.is_item_BL & (batch.item_BL != mask_index))[..., None]
+    n_known_B1 = is_known_BL1.sum(1)
+    mean_BD = (e_BLD * is_known_BL1).sum(1) / n_known_B1.clamp(min=1)
+    return torch.where(n_known_B1 > 0, mean_BD, e_BLD[:, -1])
 
 
 class Anchors(nn.Module):

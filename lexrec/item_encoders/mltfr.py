@@ -36,10 +36,12 @@ from lexrec.data.batch import Batch, Places
 from lexrec.errors import ConfigError
 from lexrec.item_encoders._consensus import Consensus, groups
 from lexrec.item_encoders._expert import TokenExpert
-from lexrec.item_encoders._interest import Anchors, Interests, prefix_means
+from lexrec.item_encoders._interest import Anchors, Interests, prefix_means, row_means
 from lexrec.item_encoders._mltfr_config import MltfrConfig
+from lexrec.item_encoders._side_by_side import side_by_side
 from lexrec.item_encoders._table_options import prepared_tables
 from lexrec.item_encoders.base import Catalogue, Embedded, ExpertView, ItemEncoder, ScoringTable
+from lexrec.kernels.dense import linear
 from lexrec.tokens.table import TokenTable
 
 
@@ -117,11 +119,8 @@ class Mltfr(ItemEncoder):
     def _mix(self, asked: Interests) -> Tensor:
         """What the experts, and in Round 2 their consensus, add to each query (eq. 15)."""
         gate_UQE = self._gate(asked.query_UQD)
-        mixed_UQD, chosen_E = torch.zeros_like(asked.query_UQD), []
-        for m, expert in enumerate(self.experts):
-            out_UQD, chosen = expert(*asked)
-            mixed_UQD = mixed_UQD + gate_UQE[..., m, None] * out_UQD
-            chosen_E.append(chosen)
+        out_UQD, chosen_E = zip(*side_by_side(list(self.experts), asked), strict=True)
+        mixed_UQD: Tensor = (gate_UQE[..., None] * torch.stack(out_UQD, dim=2)).sum(2)
         for consensus in self.consensus:
             assert self.config.consensus is not None
             alpha = self.config.consensus.alpha / len(self.consensus)
@@ -142,15 +141,17 @@ class Mltfr(ItemEncoder):
         return capped_BLD
 
     def _gate(self, query_UQD: Tensor) -> Tensor:
-        gate_UQE: Tensor = self.gate(query_UQD).softmax(dim=-1)
+        gate_UQE = linear(query_UQD, self.gate.weight, self.gate.bias).softmax(dim=-1)
         return gate_UQE.softmax(dim=-1) if self.config.gate == "double_softmax" else gate_UQE
 
     def _interests(self, batch: Batch, e_BLD: Tensor) -> tuple[Interests, Places | None]:
-        mean_BLD = prefix_means(batch, e_BLD, self.mask_index)
+        # What no gradient passes needs no backward pass.
+        vector_BLD = e_BLD if self.config.bends_items else e_BLD.detach()
         if self.config.interest == "sequence":
-            return self._whole_rows(e_BLD, mean_BLD[:, -1]), None
+            return self._whole_rows(e_BLD, row_means(batch, vector_BLD, self.mask_index)), None
         places = Places.of(batch)
-        e_ND, interest_ND = places.pack(e_BLD), places.pack(mean_BLD)
+        e_ND = places.pack(e_BLD)
+        interest_ND = places.pack(prefix_means(batch, vector_BLD, self.mask_index))
         if self.anchors is None:
             return Interests(e_ND[:, None], interest_ND, None), places
         unit_N, interest_MD = self.anchors(places, batch, interest_ND)

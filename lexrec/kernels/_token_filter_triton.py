@@ -16,11 +16,15 @@ Dimension key: M queries, V tokens, D width, K chosen tokens, P groups of G toke
 # mypy: disable-error-code="untyped-decorator, no-untyped-def, no-untyped-call, import-untyped"
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from lexrec.kernels.token_filter import ShiftedGumbel
 
 _CELLS = 16 * 1024 * 1024
 """Group maxima held at once: 64 MiB."""
@@ -31,7 +35,7 @@ def choose(
     token_VD: Tensor,
     k: int,
     scale: Tensor,
-    noise: tuple[Tensor, Tensor] | None,
+    noise: "ShiftedGumbel | None",
 ) -> Tensor:
     """Indexes of the K best tokens of each query, best first, int64 [M, K].
 
@@ -40,51 +44,58 @@ def choose(
         token_VD: normalised token vectors with contiguous rows of any stride.
         k: tokens to choose.
         scale: one number on the device, float32.
-        noise: a vector of 2V draws and the place at which each query begins to read it, or none.
+        noise: of these queries, or none.
     """
     M, V = len(query_MD), len(token_VD)
     G = group_size(V, k)
-    P = triton.cdiv(V, G)
+    P = n_groups(V, G)
     chosen_MK = torch.empty(M, k, dtype=torch.int64, device=query_MD.device)
     rows = max(1, _CELLS // max(P, G * k))
     for first in range(0, M, rows):
         part = slice(first, first + rows)
-        shift_M = None if noise is None else noise[1][part]
-        _choose_rows(query_MD[part], token_VD, scale, noise and noise[0], shift_M, chosen_MK[part])
+        _choose_rows(query_MD[part], token_VD, scale, noise, part, chosen_MK[part])
     return chosen_MK
 
 
-def unit_rows(x_VD: Tensor) -> Tensor:
+def unit_rows(x_RD: Tensor, dtype: torch.dtype) -> Tensor:
     """Rows scaled to length 1, contiguous."""
-    V, D = x_VD.shape
-    unit_VD = torch.empty(V, D, dtype=x_VD.dtype, device=x_VD.device)
-    _unit[(triton.cdiv(V, 16),)](x_VD, unit_VD, V, x_VD.stride(0), D=D, BD=triton.next_power_of_2(D), BV=16)
-    return unit_VD
+    R, D = x_RD.shape
+    unit_RD = torch.empty(R, D, dtype=dtype, device=x_RD.device)
+    _unit[(triton.cdiv(R, 16),)](x_RD, unit_RD, R, x_RD.stride(0), D=D, BD=triton.next_power_of_2(D), BR=16)
+    return unit_RD
 
 
 def group_size(n_tokens: int, k: int) -> int:
     """Tokens of a group: a power of two that makes about as many groups as tokens that are scored again."""
     size = 1 << max(0, round(math.log2(max(1.0, n_tokens / k)) / 2))
-    while size > 1 and -(-n_tokens // size) < k:
+    while size > 1 and n_tokens // size < k:
         size //= 2
     return size
+
+
+def n_groups(n_tokens: int, size: int) -> int:
+    """Groups of that size, all of them with a token; in sixteens where it can be, for aligned reads."""
+    exact = -(-n_tokens // size)
+    return min(n_tokens, -(-exact // 16) * 16)
 
 
 def _choose_rows(
     query_MD: Tensor,
     token_VD: Tensor,
     scale: Tensor,
-    noise_2V: Tensor | None,
-    shift_M: Tensor | None,
+    noise: "ShiftedGumbel | None",
+    part: slice,
     chosen_MK: Tensor,
 ) -> None:
     (M, D), V, k = query_MD.shape, len(token_VD), chosen_MK.shape[1]
     G = group_size(V, k)
-    P = triton.cdiv(V, G)
-    has_noise = noise_2V is not None
-    scored = (query_MD, token_VD, noise_2V if has_noise else scale, shift_M if has_noise else scale, scale)
+    P = n_groups(V, G)
+    # Where there is no noise, what is given for it is not read.
+    drawn = (scale, scale) if noise is None else (noise.log_3V, noise.place_M[part])
+    step = 0 if noise is None else noise.step
+    scored = (query_MD, token_VD, *drawn, scale)
     sizes = (V, P, k, query_MD.stride(0), token_VD.stride(0))
-    fixed = {"D": D, "BD": max(16, triton.next_power_of_2(D)), "NOISE": has_noise}
+    fixed = {"D": D, "BD": max(16, triton.next_power_of_2(D)), "STEP": step}
     new = {"dtype": torch.float32, "device": query_MD.device}
     best_MP = torch.empty(M, P, **new)  # type: ignore[call-overload]
     BM = 64 if M >= 1024 else 16
@@ -116,7 +127,7 @@ def _maxima(
     query_ptr,
     token_ptr,
     noise_ptr,
-    shift_ptr,
+    place_ptr,
     scale_ptr,
     best_ptr,
     M,
@@ -127,7 +138,7 @@ def _maxima(
     token_stride,
     D: tl.constexpr,
     BD: tl.constexpr,
-    NOISE: tl.constexpr,
+    STEP: tl.constexpr,
     G: tl.constexpr,
     BM: tl.constexpr,
     BP: tl.constexpr,
@@ -139,8 +150,8 @@ def _maxima(
     scale = tl.load(scale_ptr)
     d = tl.arange(0, BD)
     best_MP = tl.full([BM, BP], float("-inf"), tl.float32)
-    if NOISE:
-        shift_M = tl.load(shift_ptr + m, m < M, 0).to(tl.int32)
+    if STEP > 0:
+        place_M = tl.load(place_ptr + m, m < M, 0).to(tl.int32) * STEP
     for g in range(G):
         v = g * P + p
         is_token = (p < P) & (v < V)
@@ -150,10 +161,17 @@ def _maxima(
             0.0,
         )
         score_MP = tl.dot(query_MD, token_DP, input_precision="ieee") * scale
-        if NOISE:
-            score_MP += tl.load(noise_ptr + (shift_M[:, None] + v[None, :]), is_token[None, :] & (m < M)[:, None], 0.0)
+        if STEP > 0:
+            # Aligned reads must not ask which tokens there are; beyond the last one stand more draws.
+            is_read_P = is_token if STEP == 1 else p < P
+            log_MP = tl.load(
+                noise_ptr + (place_M[:, None] + v[None, :]), is_read_P[None, :] & (m < M)[:, None], 0.0
+            )
+            score_MP -= log_MP
         best_MP = tl.maximum(best_MP, tl.where(is_token[None, :], score_MP, float("-inf")))
-    tl.store(best_ptr + m[:, None].to(tl.int64) * P + p[None, :], best_MP, (m < M)[:, None] & (p < P)[None, :])
+    tl.store(
+        best_ptr + m[:, None].to(tl.int64) * P + p[None, :], best_MP, (m < M)[:, None] & (p < P)[None, :]
+    )
 
 
 @triton.jit
@@ -161,7 +179,7 @@ def _rescore(
     query_ptr,
     token_ptr,
     noise_ptr,
-    shift_ptr,
+    place_ptr,
     scale_ptr,
     group_ptr,
     score_ptr,
@@ -172,7 +190,7 @@ def _rescore(
     token_stride,
     D: tl.constexpr,
     BD: tl.constexpr,
-    NOISE: tl.constexpr,
+    STEP: tl.constexpr,
     BG: tl.constexpr,
     BK: tl.constexpr,
 ):
@@ -193,8 +211,8 @@ def _rescore(
             0.0,
         )
         score_K = tl.sum(token_KD.to(tl.float32) * query_1D, 1) * scale
-        if NOISE:
-            score_K += tl.load(noise_ptr + tl.load(shift_ptr + m) + v, is_token, 0.0)
+        if STEP > 0:
+            score_K -= tl.load(noise_ptr + tl.load(place_ptr + m) * STEP + v, is_token, 0.0)
         score_K = tl.where(is_token, score_K, float("-inf"))
         tl.store(score_ptr + (m * tl.num_programs(1) * BG + g) * K + k, score_K, k < K)
 
@@ -224,11 +242,12 @@ def _select(
         is_there_X = is_there_X & (token_X < V)
     # Where scores are no numbers, a place beyond the end must still not win.
     key_X = tl.where(is_there_X, key_X, 0)
-    least = _kth_largest(key_X, K)
+    least = _kth_largest(key_X, is_there_X, K)
     is_more_X, is_equal_X = key_X > least, key_X == least
     n_more = tl.sum(is_more_X.to(tl.int32), 0)
-    more_X, equal_X = tl.cumsum(is_more_X.to(tl.int32), 0), tl.cumsum(is_equal_X.to(tl.int32), 0)
-    place_X = tl.where(is_more_X, more_X, n_more + equal_X) - 1
+    # Both counts in one scan: how many are more in the low half, how many equal in the high one.
+    count_X = tl.cumsum(is_more_X.to(tl.int32) + is_equal_X.to(tl.int32) * 65536, 0)
+    place_X = tl.where(is_more_X, count_X % 65536, n_more + count_X // 65536) - 1
     is_chosen_X = is_more_X | (is_equal_X & (place_X < K))
     if LAST:
         tl.store(kept_ptr + m * K + place_X, value_X, is_chosen_X)
@@ -258,14 +277,19 @@ def _sort(chosen_ptr, kept_ptr, K, BK: tl.constexpr):
 
 
 @triton.jit
-def _kth_largest(key_X, K):
-    """The largest number that at least K keys reach, bit by bit."""
-    least = tl.zeros([], tl.uint32)
-    bit = tl.full([], 2147483648, tl.uint32)
-    for _ in range(32):
-        least = tl.where(tl.sum((key_X >= (least | bit)).to(tl.int32), 0) >= K, least | bit, least)
-        bit = bit >> 1
-    return least
+def _kth_largest(key_X, is_there_X, K):
+    """A number that at least K keys reach, and K keys exactly unless some are equal to it."""
+    # Halving: all keys reach `low`, or K at least; fewer than K are above `high`.
+    low = tl.min(tl.where(is_there_X, key_X, 4294967295), 0)
+    high = tl.max(key_X, 0)
+    n_low = K + 1
+    while (low < high) & (n_low != K):
+        middle = low + (high - low + 1) // 2
+        n = tl.sum((key_X >= middle).to(tl.int32), 0)
+        n_low = tl.where(n >= K, n, n_low)
+        low = tl.where(n >= K, middle, low)
+        high = tl.where(n >= K, high, middle - 1)
+    return low
 
 
 @triton.jit
@@ -276,16 +300,18 @@ def _ordered(value):
 
 
 @triton.jit
-def _unit(x_ptr, unit_ptr, V, stride, D: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr):
-    v, d = tl.program_id(0) * BV + tl.arange(0, BV), tl.arange(0, BD)
-    unit_VD = _unit_rows(x_ptr, v, v < V, stride, D, BD)
-    tl.store(unit_ptr + v[:, None] * D + d[None, :], unit_VD, (v < V)[:, None] & (d < D)[None, :])
+def _unit(x_ptr, unit_ptr, R, stride, D: tl.constexpr, BD: tl.constexpr, BR: tl.constexpr):
+    r, d = tl.program_id(0) * BR + tl.arange(0, BR), tl.arange(0, BD)
+    unit_RD = _unit_rows(x_ptr, r, r < R, stride, D, BD)
+    tl.store(unit_ptr + r[:, None] * D + d[None, :], unit_RD, (r < R)[:, None] & (d < D)[None, :])
 
 
 @triton.jit
 def _unit_rows(ptr, row, is_row, stride, D: tl.constexpr, BD: tl.constexpr):
     """Rows scaled to length 1, in float32."""
     d = tl.arange(0, BD)
-    x = tl.load(ptr + row[:, None].to(tl.int64) * stride + d[None, :], is_row[:, None] & (d < D)[None, :], 0.0)
+    x = tl.load(
+        ptr + row[:, None].to(tl.int64) * stride + d[None, :], is_row[:, None] & (d < D)[None, :], 0.0
+    )
     x = x.to(tl.float32)
     return x / tl.maximum(tl.sqrt(tl.sum(x * x, 1)), 1e-12)[:, None]

@@ -1,4 +1,4 @@
-"""Linear layers and layer norms of a training step in 16-bit arithmetic on a GPU; elsewhere PyTorch's own.
+"""Linear layers, layer norms and dropout of a training step in 16-bit arithmetic on a GPU; elsewhere PyTorch's own.
 
 These layers are narrow and their inputs long: [N, 64] with N in the tens of thousands. PyTorch's gradients of
 a bias and of a norm's scale, sums over N, take several times as long as the matrix products beside them. Here
@@ -39,6 +39,14 @@ def layer_norm(x_ND: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float, narro
     dtype = torch.get_autocast_dtype("cuda") if narrow else torch.float32
     y_ND: Tensor = _LayerNorm.apply(x_ND, weight_D, bias_D, eps, dtype)  # type: ignore[no-untyped-call]
     return y_ND
+
+
+def drop(x: Tensor, p: float) -> Tensor:
+    """Each entry zero with probability p, else divided by 1 - p."""
+    if x.is_cuda or p == 0:
+        return F.dropout(x, p)
+    # Uniform numbers come five times as fast as the coins that F.dropout tosses.
+    return x * (torch.rand_like(x) >= p).to(x.dtype).mul_(1 / (1 - p))
 
 
 def _is_training_step(x: Tensor) -> bool:

@@ -2,7 +2,7 @@
 
     k, v = rows of table W_key, table W_value                     [U, K, D]
     out  = softmax(q k^T / sqrt(d/h) + s - stop(s)) v             [U, Q, D], heads side by side
-    s    = scale * cos(row of table W_align, interest)            [U, K]; zero in value, it carries the gradient
+    s    = scale * cos(row of table W_align, interest)            [U, K]; it carries a gradient alone
 
 The table is projected once, [V, 3D], and read by token; what a step holds beside that is [V, 3D] for its
 gradient, or U * K rows where fewer were chosen than there are tokens.
@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from lexrec.kernels.token_filter import unit_rows
 
 
 class Projection(NamedTuple):
@@ -62,13 +64,11 @@ def attend(
     if not query_UQD.is_cuda:
         return _plain(query_UQD, choice, projection, n_heads, dropout)
     call = _Call(choice, projection, n_heads, dropout)
-    mixed_UQD: Tensor = _Attend.apply(query_UQD, projection.weight_XW, projection.bias_X, choice.scale, call)
+    mixed_UQD: Tensor = _Attend.apply(query_UQD, projection.weight_XW, projection.bias_X, choice.scale, call)  # type: ignore[no-untyped-call]
     return mixed_UQD
 
 
-def _plain(
-    query_UQD: Tensor, choice: Choice, projection: Projection, n_heads: int, dropout: float
-) -> Tensor:
+def _plain(query_UQD: Tensor, choice: Choice, projection: Projection, n_heads: int, dropout: float) -> Tensor:
     projected_VX = F.linear(projection.table_VW, projection.weight_XW, projection.bias_X)
     row_UKD, *answer_UKD = F.embedding(choice.token_UK, projected_VX).chunk(3, dim=-1)
     q_UHQC, k_UHKC, v_UHKC = (
@@ -101,43 +101,34 @@ class _Attend(torch.autograd.Function):
     ) -> Tensor:
         from lexrec.kernels import _token_attention_triton as kernels
 
-        device = query_UQD.device
-        seed = torch.zeros(1, dtype=torch.int64, device=device)
-        if call.dropout > 0:
-            seed.random_(2**31 - 1)
-        # Where nothing is learnt, no factor is read.
-        factor = torch.zeros((), device=device) if scale is None else scale.detach().float()
+        seed = torch.empty(1, dtype=torch.int64, device=query_UQD.device)
+        choice, projected_VX = call.choice, call.projection.projected_VX
         ctx.asked = kernels.Asked(
             query_UQD.contiguous(),
-            call.projection.projected_VX,
-            call.choice.token_UK.contiguous(),
-            call.choice.interest_UD.detach(),
-            factor,
-            seed,
+            projected_VX,
+            choice.token_UK.contiguous(),
+            unit_rows(choice.interest_UD, projected_VX.dtype),
+            None if scale is None else scale.detach().float(),
+            seed.random_(2**31 - 1) if call.dropout > 0 else seed,
             call.n_heads,
             call.dropout,
         )
-        ctx.table_VW, ctx.learns = call.projection.table_VW, scale is not None
-        ctx.dtypes = weight_XW.dtype, bias_X.dtype
+        ctx.table_VW, ctx.dtypes = call.projection.table_VW, (weight_XW.dtype, bias_X.dtype)
         return kernels.forward(ctx.asked)
 
     @staticmethod
     def backward(ctx: Any, grad_UQD: Tensor) -> tuple[Tensor | None, ...]:
         from lexrec.kernels import _token_attention_triton as kernels
+        from lexrec.kernels._dense_triton import column_sums
 
         asked, table_VW = ctx.asked, ctx.table_VW
-        token_R, V = asked.token_UK.flatten(), len(table_VW)
-        grad_UQD = grad_UQD.contiguous().to(asked.query_UQD.dtype)
-        if len(token_R) <= V:
-            of_query_UQD, row_RX, of_scale = kernels.backward_rows(asked, grad_UQD, ctx.learns)
-            table_RW = table_VW[token_R]
+        of_query_UQD, row_RX, of_scale = kernels.backward(
+            asked, grad_UQD.contiguous().to(asked.query_UQD.dtype)
+        )
+        if asked.token_UK.numel() <= len(table_VW):
+            of_weight_XW = kernels.products(row_RX, table_VW.to(row_RX.dtype), asked.token_UK.flatten())
         else:
-            table_RW = table_VW
-            if grad_UQD.shape[1] == 1:
-                of_query_UQD, row_RX, of_scale = kernels.backward_sums(asked, grad_UQD, ctx.learns)
-            else:
-                of_query_UQD, row_RX, of_scale = kernels.backward_rows(asked, grad_UQD, ctx.learns)
-                row_RX = torch.ops.aten.embedding_dense_backward(row_RX, token_R, V, -1, False)
-        of_weight_XW = (row_RX.T @ table_RW.to(row_RX.dtype)).to(ctx.dtypes[0])
-        of_bias_X = row_RX.sum(0, dtype=torch.float32).to(ctx.dtypes[1])
-        return of_query_UQD, of_weight_XW, of_bias_X, of_scale if ctx.learns else None, None
+            of_weight_XW = row_RX.T @ table_VW.to(row_RX.dtype)
+        of_bias_X = column_sums(row_RX)
+        of_weight_XW, of_bias_X = of_weight_XW.to(ctx.dtypes[0]), of_bias_X.to(ctx.dtypes[1])
+        return of_query_UQD, of_weight_XW, of_bias_X, of_scale, None

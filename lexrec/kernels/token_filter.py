@@ -5,7 +5,7 @@
     p[m, v]     = softmax over v of score[m, v] / tau
 
 Nothing of size [M, V] is made: off a GPU a chunk of rows is scored at a time, on a GPU four kernels
-(`_token_filter_triton.py`) keep the best score of each group of tokens. The choice itself has no gradient; the
+(`_token_filter_triton.py`) keep the best score of each group of tokens. The choice has no gradient; the
 probabilities of the chosen tokens have their exact one, for which the scores are made again.
 
 Interests are rounded to the type of the token vectors, and scores are float32 sums (float64 for float64):
@@ -24,6 +24,8 @@ _CHUNK_CELLS = 2**20
 """Scores held at once: 4 MiB in fp32, which a processor's cache holds."""
 _GROUP = 32
 """Tokens of a group in the two-stage top-K."""
+_LONG = 1024
+"""Tokens from which on noise is read in steps."""
 _WIDEST, _LONGEST = 256, 2**13
 """Width and K up to which a tile and a list fit a multiprocessor."""
 
@@ -37,15 +39,20 @@ class ShiftedGumbel:
     """
 
     def __init__(self, n_rows: int, n_tokens: int, device: torch.device) -> None:
+        self.n_tokens = n_tokens
+        self.step = 4 if n_tokens >= _LONG else 1
+        """Rows of long vectors begin at multiples of this: a GPU then reads 16 bytes at once."""
         # float32 always: bf16 has too few bits for the tail that decides a maximum over V.
-        draw_V = torch.empty(n_tokens, device=device).exponential_().log_().neg_()
-        self.draw_2V = torch.cat([draw_V, draw_V])
-        self.shift_M = torch.randint(n_tokens, (n_rows,), device=device)
+        log_V = torch.empty(n_tokens, device=device).exponential_().log_()
+        self.log_3V = log_V.repeat(3)
+        """Minus the draws, thrice, so that nobody who reads on has to turn back."""
+        self.place_M = torch.randint(n_tokens // self.step, (n_rows,), device=device)
+        """Where each row begins, in steps."""
 
     def rows(self, first: int, last: int) -> Tensor:
         """Noise of rows first..last-1, [last - first, V]."""
-        noise_MV: Tensor = self.draw_2V.unfold(0, len(self.draw_2V) // 2, 1)[self.shift_M[first:last]]
-        return noise_MV
+        window_VV = self.log_3V.unfold(0, self.n_tokens, self.step)
+        return window_VV[self.place_M[first:last]].neg_()
 
 
 @torch.no_grad()
@@ -71,8 +78,7 @@ def choose_tokens(
         from lexrec.kernels import _token_filter_triton
 
         factor = torch.as_tensor(scale, dtype=torch.float32, device=token_VD.device)
-        drawn = None if noise is None else (noise.draw_2V, noise.shift_M)
-        return _token_filter_triton.choose(query_MD, token_VD, k, factor, drawn)
+        return _token_filter_triton.choose(query_MD, token_VD, k, factor, noise)
     score = _Scores(F.normalize(query_MD, dim=-1), token_VD, scale, noise)
     chosen = [top_k(score.of(part), k) for part in score.chunks()]
     return torch.cat(chosen) if chosen else torch.zeros(0, k, dtype=torch.int64, device=query_MD.device)
@@ -87,7 +93,7 @@ def choice_probability(
     tau: float,
     noise: ShiftedGumbel | None,
 ) -> Tensor:
-    """p of the chosen tokens among all V, float32 [M, K]; its gradient reaches queries, tokens and scale.
+    """Probability of the chosen tokens among all V, float32 [M, K]; its gradient reaches queries, tokens and scale.
 
     Args:
         query_MD: interests; normalised here.
@@ -97,17 +103,18 @@ def choice_probability(
         tau: temperature.
         noise: what was added to the scores of the choice.
     """
-    p_MK: Tensor = _Probability.apply(F.normalize(query_MD, dim=-1), token_VD, scale, (token_MK, tau, noise))
+    p_MK: Tensor = _Probability.apply(F.normalize(query_MD, dim=-1), token_VD, scale, (token_MK, tau, noise))  # type: ignore[no-untyped-call]
     return p_MK
 
 
-def unit_rows(x_VD: Tensor) -> Tensor:
-    """Rows scaled to length 1, without gradient, in one pass; rows of zeros stay."""
-    if x_VD.is_cuda and x_VD.shape[1] <= _WIDEST:
+def unit_rows(x_RD: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Rows scaled to length 1, without gradient, in one pass and in that type; rows of zeros stay."""
+    dtype = dtype or x_RD.dtype
+    if x_RD.is_cuda and x_RD.shape[1] <= _WIDEST:
         from lexrec.kernels import _token_filter_triton
 
-        return _token_filter_triton.unit_rows(x_VD)
-    return F.normalize(x_VD.detach(), dim=-1)
+        return _token_filter_triton.unit_rows(x_RD, dtype)
+    return F.normalize(x_RD.detach(), dim=-1).to(dtype)
 
 
 class _Scores:

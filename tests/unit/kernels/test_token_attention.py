@@ -32,6 +32,11 @@ SIZES = [
     Size(3, 1, 5, 11, 6, 3, 5),
     Size(2, 70, 3, 9, 6, 1, 16),  # queries in two blocks
 ]
+LARGE = [
+    Size(900, 1, 64, 3000, 256, 4, 16),
+    Size(30, 50, 64, 3000, 256, 4, 16),
+    Size(90, 50, 64, 3000, 96, 4, 16),
+]
 
 
 @dataclass
@@ -94,7 +99,9 @@ def written_out(inputs: Inputs, n_heads: int, learns: bool) -> list[Tensor]:
         cosine_K = (aligned_KD / aligned_KD.norm(dim=1, keepdim=True)) @ (interest_D / interest_D.norm())
         score_K = scale * cosine_K if learns else torch.zeros_like(cosine_K)
         heads = []
-        for q_QC, k_KC, v_KC in zip(*(x.chunk(n_heads, 1) for x in (query_QD, key_KD, value_KD)), strict=True):
+        for q_QC, k_KC, v_KC in zip(
+            *(x.chunk(n_heads, 1) for x in (query_QD, key_KD, value_KD)), strict=True
+        ):
             logit_QK = q_QC @ k_KC.T / q_QC.shape[1] ** 0.5 + score_K - score_K.detach()
             heads.append(logit_QK.softmax(1) @ v_KC)
         units.append(torch.cat(heads, 1))
@@ -155,7 +162,7 @@ def test_kernels_drop_as_many_weights_as_they_say_and_the_same_in_both_passes(
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
-@pytest.mark.parametrize("size", [*SIZES, Size(900, 1, 64, 3000, 256, 4, 16), Size(40, 50, 64, 3000, 256, 4, 16)])
+@pytest.mark.parametrize("size", [*SIZES, *LARGE])
 def test_a_gpu_gives_the_values_and_gradients_of_the_equations(
     size: Size, dtype: torch.dtype, error: float
 ) -> None:
@@ -167,7 +174,7 @@ def test_a_gpu_gives_the_values_and_gradients_of_the_equations(
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("size", [Size(900, 1, 64, 3000, 256, 4, 16), Size(300, 50, 64, 3000, 256, 4, 16)])
+@pytest.mark.parametrize("size", LARGE)
 def test_on_a_gpu_gradients_are_the_same_bits_each_time(size: Size) -> None:
     inputs = Inputs.drawn(size).to(torch.bfloat16, "cuda")
     inputs.scale = inputs.scale.float()

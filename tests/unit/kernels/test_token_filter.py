@@ -19,7 +19,9 @@ SIZES = [(17, 203, 24, 7), (3, 50, 8, 50), (2, 33, 64, 1), (2, 1025, 64, 33), (7
 """M, V, D, K."""
 
 
-def sized(m: int, v: int, d: int, noisy: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor, ShiftedGumbel | None]:
+def sized(
+    m: int, v: int, d: int, noisy: bool, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, ShiftedGumbel | None]:
     torch.manual_seed(m + v)
     noise = ShiftedGumbel(m, v, torch.device("cpu")) if noisy else None
     return torch.randn(m, d), F.normalize(torch.randn(v, d), dim=1).to(dtype), noise
@@ -63,9 +65,8 @@ def test_kernels_choose_the_best_tokens(
     """float16 stands for bfloat16, whose products Triton's interpreter does not know."""
     m, v, d, k = size
     query_MD, token_VD, noise = sized(m, v, d, noisy, dtype)
-    given = None if noise is None else (noise.draw_2V, noise.shift_M)
     kernels = interpreted("_token_filter_triton")
-    token_MK = kernels.choose(query_MD, token_VD, k, torch.tensor(20.0), given)
+    token_MK = kernels.choose(query_MD, token_VD, k, torch.tensor(20.0), noise)
     assert_the_best(token_MK, true_scores(query_MD, token_VD, 20.0, noise), k)
 
 
@@ -79,7 +80,7 @@ def test_a_gpu_chooses_the_best_tokens(
     m, v, d, k = size
     query_MD, token_VD, noise = sized(m, v, d, noisy, dtype)
     if noise is not None:
-        noise.draw_2V, noise.shift_M = noise.draw_2V.cuda(), noise.shift_M.cuda()
+        noise.log_3V, noise.place_M = noise.log_3V.cuda(), noise.place_M.cuda()
     query_MD, token_VD = query_MD.cuda(), token_VD.cuda()
     token_MK = choose_tokens(query_MD, token_VD, k, scale=torch.tensor(20.0), noise=noise)
     assert_the_best(token_MK, true_scores(query_MD, token_VD, 20.0, noise), k)
@@ -88,8 +89,7 @@ def test_a_gpu_chooses_the_best_tokens(
 def test_kernels_choose_chunk_by_chunk(interpreted: Interpreted, monkeypatch: pytest.MonkeyPatch) -> None:
     kernels = interpreted("_token_filter_triton")
     query_MD, token_VD, noise = sized(7, 300, 16, True, torch.float32)
-    assert noise is not None
-    args = (query_MD, token_VD, 4, torch.tensor(3.0), (noise.draw_2V, noise.shift_M))
+    args = (query_MD, token_VD, 4, torch.tensor(3.0), noise)
     whole = kernels.choose(*args)
     monkeypatch.setattr(kernels, "_CELLS", 100)
     assert torch.equal(kernels.choose(*args), whole)
@@ -99,7 +99,7 @@ def test_kernels_read_tokens_of_any_stride(interpreted: Interpreted) -> None:
     """As they stand in a projected table, beside keys and values."""
     kernels = interpreted("_token_filter_triton")
     wide_VX = torch.randn(100, 3 * 24)
-    unit_VD = kernels.unit_rows(wide_VX[:, :24])
+    unit_VD = kernels.unit_rows(wide_VX[:, :24], torch.float32)
     assert_close(unit_VD, F.normalize(wide_VX[:, :24], dim=1))
     assert_close(unit_rows(wide_VX[:, :24]), unit_VD)
     wide_VX[:, 24:48] = unit_VD
@@ -121,7 +121,9 @@ def test_scores_that_are_no_numbers_choose_no_token_beyond_the_end(interpreted: 
 
 def test_equal_scores_choose_different_tokens(interpreted: Interpreted) -> None:
     token_VD = torch.ones(200, 16)
-    token_MK = interpreted("_token_filter_triton").choose(torch.ones(2, 16), token_VD, 20, torch.tensor(1.0), None)
+    token_MK = interpreted("_token_filter_triton").choose(
+        torch.ones(2, 16), token_VD, 20, torch.tensor(1.0), None
+    )
     assert all(len(set(row)) == 20 for row in token_MK.tolist())
 
 
