@@ -89,8 +89,10 @@ def main() -> None:
     os.dup2(2, 1)
     args.work.mkdir(parents=True, exist_ok=True)
     module = importlib.import_module(f"benchmarks.peers.adapters.{args.peer}")
-    histories = Histories(args.data)
-    peer: Adapter = module.Library(args.setting, histories, args.work.resolve())
+    histories = Histories(args.data.resolve())
+    # Some write logs to where they stand.
+    os.chdir(args.work)
+    peer: Adapter = module.Library(args.setting, histories, Path.cwd())
     found = QUESTIONS[args.question](peer, histories, args.seconds)
     print(
         json.dumps({"version": peer.version, **found, "peak_mib": round(peak_mib(), 1)}),
