@@ -94,7 +94,7 @@ def endless(config: RunConfig) -> RunConfig:
 
 
 def _lasting(config: RunConfig, n_epochs: int) -> RunConfig:
-    changes = {"max_epochs": n_epochs, "evaluate_every": max(1, n_epochs)}
+    changes = {"max_epochs": n_epochs, "max_steps": None, "evaluate_every": max(1, n_epochs)}
     return config.model_copy(update={"train": config.train.model_copy(update=changes)})
 
 

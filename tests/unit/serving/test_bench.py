@@ -12,7 +12,7 @@ from lexrec.run_dir import RunDir
 from lexrec.serving import _bench_worker as worker
 from lexrec.serving import bench as module
 from lexrec.serving._machine import machine, peak_mib
-from lexrec.serving.bench import bench
+from lexrec.serving.bench import bench, endless
 from lexrec.training.checkpoint import Progressed
 from lexrec.training.train import train
 from tests.worlds import world
@@ -141,6 +141,13 @@ def test_of_two_rounds_the_first_is_measured_without_a_consensus():
     assert once.rounds is None
     assert once.item_encoder.consensus is None
     assert once.item_encoder.tables == config.item_encoder.tables
+
+
+def test_a_training_that_is_timed_has_no_end_of_its_own():
+    train = endless(load_recipe("sasrec", ["train.max_steps=3", "train.max_epochs=1", "train.lr=0.5"])).train
+    assert train.max_steps is None
+    assert train.max_epochs == train.evaluate_every > 10_000
+    assert train.lr == 0.5
 
 
 def test_bad_input_is_refused_before_anything_is_measured(data, tmp_path):
