@@ -1,4 +1,4 @@
-"""Item vectors made of texts: Text-Attr LLM's fixed ones and Title-LLM's, against the family's own reading."""
+"""Item vectors made of texts, Text-Attr LLM's and Title-LLM's, against the family reading alone."""
 
 from dataclasses import replace
 from pathlib import Path
