@@ -48,7 +48,7 @@ class ScorerRanker:
         item_BK = np.empty((len(histories), k), dtype=np.int64)
         score_BK = np.empty((len(histories), k), dtype=np.float32)
         is_allowed_I = None if allow is None else self._mask(allow.tobytes())
-        with _threads(1 if len(histories) * self.n_items <= _ALONE else torch.get_num_threads()):
+        with few_threads(len(histories) * self.n_items):
             for pick_R in self._batches(histories):
                 query = self.scorer.encode(self._batch([histories[i] for i in pick_R]))
                 hidden = None if exclude is None else _pairs([exclude[i] for i in pick_R])
@@ -81,10 +81,11 @@ class ScorerRanker:
 
 
 @contextmanager
-def _threads(n: int) -> Iterator[None]:
-    """PyTorch on so many threads of the CPU; afterwards on as many as before."""
+def few_threads(n_scores: int) -> Iterator[None]:
+    """PyTorch on one thread of the CPU where there is little to do; on as many as before afterwards."""
     before = torch.get_num_threads()
-    torch.set_num_threads(n)
+    if n_scores <= _ALONE:
+        torch.set_num_threads(1)
     try:
         yield
     finally:
