@@ -1,6 +1,6 @@
 """Training windows of data that a device has no room for: cut on the host, ahead of the steps that read them.
 
-A thread cuts batches from the memory map into a few pinned buffers; each is copied, just before its step,
+Threads cut batches from the memory map into a few pinned buffers; each is copied, just before its step,
 into the one place on the device that a captured step reads. The batches are those of `Epoch`.
 
 Dimension key: T batches of an epoch, B rows, L window length.
@@ -9,9 +9,8 @@ Dimension key: T batches of an epoch, B rows, L window length.
 import os
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from queue import SimpleQueue
-from threading import Thread
 from typing import NamedTuple
 
 import torch
@@ -25,8 +24,12 @@ STREAM = "LEXREC_STREAM"
 """Environment variable: 1 streams training windows whatever their size, 0 never."""
 _SHARE = 0.5
 """Of a GPU's free memory, for events and spans that stay there."""
-_AHEAD = 4
-"""Batches that are cut or being copied at any time."""
+_AHEAD = 8
+"""Batches that are cut, being cut or being copied at any time."""
+_COPYING = 2
+"""Of those, batches that may be copied while the host goes on."""
+_THREADS = 4
+"""Threads that cut."""
 
 
 def build_epoch(
@@ -143,56 +146,57 @@ class StreamedEpoch:
 
 
 class _Ahead:
-    """A thread that cuts the batches of an epoch in order, as far ahead as there are buffers.
+    """Cuts the batches of an epoch in order, in threads, into as many buffers as there are.
 
-    It makes no call to the device: while a step is captured none is allowed from anywhere.
+    The threads make no call to the device: while a step is captured none is allowed from anywhere.
     """
 
     def __init__(self, epoch: StreamedEpoch, buffers: list[_Rows], first: int) -> None:
-        self._epoch, self._is_cuda = epoch, epoch.device.type == "cuda"
-        self._free: SimpleQueue[_Rows | None] = SimpleQueue()
-        self._cut: SimpleQueue[tuple[int, _Rows] | BaseException] = SimpleQueue()
+        self._epoch, self._next = epoch, first
+        self._pool = ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1), "lexrec-windows")
+        self._cutting: deque[tuple[int, _Rows, Future[None]]] = deque()
         self._copying: deque[tuple[_Rows, torch.cuda.Event | None]] = deque()
         for buffer in buffers:
-            self._free.put(buffer)
-        self._thread = Thread(target=self._work, args=(first,), name="lexrec-windows", daemon=True)
-        self._thread.start()
+            self._begin(buffer)
 
     def bring(self, i: int, here: _Rows) -> None:
-        """Copy batch i, which must be the next, and give back buffers whose copies are over."""
-        found = self._cut.get()
-        if isinstance(found, BaseException):
-            raise found
-        number, buffer = found
+        """Copy batch i, which must be the next, and cut another into a buffer whose copy is over."""
+        number, buffer, done = self._cutting.popleft()
         assert number == i, f"batch {i} was asked for, {number} is next"
+        done.result()
         here.put(buffer)
-        copied = None
-        if self._is_cuda:
-            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            copied.record()
-        self._copying.append((buffer, copied))
-        # All but the newest two: the host may run ahead of the device, but not into a buffer it still reads.
-        while len(self._copying) > _AHEAD // 2:
+        self._copying.append((buffer, _recorded(self._epoch.device)))
+        # The host may run ahead of the device, but not write into a buffer that the device still reads.
+        if len(self._copying) > _COPYING:
             oldest, copied = self._copying.popleft()
-            if copied is not None:
-                copied.synchronize()
-            self._free.put(oldest)
+            _wait(copied)
+            self._begin(oldest)
 
     def stop(self) -> None:
-        """End the thread, and wait for copies that still read its buffers."""
-        self._free.put(None)
-        self._thread.join()
+        """End the threads, and wait for copies that still read their buffers."""
+        self._pool.shutdown(cancel_futures=True)
         for _, copied in self._copying:
-            if copied is not None:
-                copied.synchronize()
+            _wait(copied)
 
-    def _work(self, first: int) -> None:
-        try:
-            for i in range(first, len(self._epoch)):
-                buffer = self._free.get()
-                if buffer is None:
-                    return
-                buffer.put(self._epoch.cut(i))
-                self._cut.put((i, buffer))
-        except BaseException as error:
-            self._cut.put(error)
+    def _begin(self, buffer: _Rows) -> None:
+        if self._next < len(self._epoch):
+            done = self._pool.submit(self._cut, self._next, buffer)
+            self._cutting.append((self._next, buffer, done))
+            self._next += 1
+
+    def _cut(self, i: int, buffer: _Rows) -> None:
+        buffer.put(self._epoch.cut(i))
+
+
+def _recorded(device: torch.device) -> torch.cuda.Event | None:
+    """A mark behind what the device has been asked so far; on a CPU all of that is done."""
+    if device.type != "cuda":
+        return None
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record()
+    return event
+
+
+def _wait(event: torch.cuda.Event | None) -> None:
+    if event is not None:
+        event.synchronize()
