@@ -126,6 +126,9 @@ class RunConfig(Config):
     train: TrainConfig = TrainConfig()
     rounds: RoundsConfig | None = None
     """Two rounds of training, for an item encoder with a `consensus`; null: one."""
+    first: tuple[str, ...] = ()
+    """Changes, as on the command line, that make a round before this run, which starts from its best weights:
+    ["model.columns=[]", "train.max_epochs=10"] reads ids alone first. None: one round."""
 
     @model_validator(mode="before")
     @classmethod
@@ -156,6 +159,12 @@ class RunConfig(Config):
                 "rounds makes an item encoder's consensus, and this one has none; "
                 "add item_encoder.consensus={} (mltfr), or set rounds=null"
             )
+        if self.first:
+            if self.rounds is not None:
+                raise ValueError("first and rounds each make a first round; set first=[] or rounds=null")
+            with_changes(
+                self, (*self.first, "first=[]")
+            )  # An error in it is found before anything is trained.
         return self
 
 
@@ -209,6 +218,18 @@ def run_config(tree: Mapping[str, Any], *, source: str = "config") -> AnyRunConf
     except ConfigError as error:
         # Not a ValueError, so pydantic lets it through and the source is still to be named.
         raise ConfigError(f"{source}: {error}") from error
+
+
+def with_changes(config: AnyRunConfig, changes: Sequence[str]) -> AnyRunConfig:
+    """The same config with `a.b=value` overrides.
+
+    Raises:
+        ConfigError: an override is wrong.
+    """
+    tree = config.model_dump(mode="json")
+    for change in changes:
+        _apply(tree, change)
+    return run_config(tree, source="changes")
 
 
 def differences(one: AnyRunConfig, other: AnyRunConfig) -> list[str]:

@@ -117,8 +117,11 @@ def _cost(runs: Sequence[Run]) -> dict[str, Any]:
     if not runs:
         return {}
     summaries = [RunDir.open(run.path).summary for run in runs]
-    cost: dict[str, Any] = {"parameters": summaries[0]["parameters"]}
-    for key in ("seconds", "epochs", "best_epoch", "steps", "events", "tokens", "parameters_total"):
+    cost: dict[str, Any] = {
+        "parameters": summaries[0]["parameters"],
+        "parameters_total": summaries[0].get("parameters_total"),
+    }
+    for key in ("seconds", "epochs", "best_epoch", "steps", "steps_before", "events", "tokens"):
         # A run made earlier may not say all of it.
         if all(key in summary for summary in summaries):
             cost[key] = round(float(np.mean([summary[key] for summary in summaries])), 3)

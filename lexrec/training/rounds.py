@@ -1,9 +1,12 @@
-"""Two rounds of training: Round 1 finds what the experts agree on, Round 2 has that as an expert of its own.
+"""Two rounds of training. Round 1 is a run directory of its own in rounds/1, so it can be evaluated like any
+other, and its best epoch is what Round 2 is made of.
 
-Algorithm 1 of MLTFR (https://arxiv.org/abs/2604.18200): Round 1 trains without a consensus expert and ends
-with the Fisher importance of its experts; Round 2 trains with their weighted average, frozen. Round 1 is a
-run directory of its own in rounds/1, so it can be evaluated like any other, and its best epoch is what Round
-2 is made of. Its importance is kept beside its weights:
+A recipe with `first`: Round 1 is the same run with these changes, and Round 2 starts from its weights.
+IDIOMoE pretrains its item experts so, on ids alone.
+
+A recipe with `rounds`: Algorithm 1 of MLTFR (https://arxiv.org/abs/2604.18200). Round 1 trains without a
+consensus expert and ends with the Fisher importance of its experts; Round 2 trains with their weighted
+average, frozen. The importance is kept beside Round 1's weights:
 
 fisher.safetensors   importance of each averaged parameter: its shape, or one number an expert
 fisher.json          how it was measured, and the mean and share of each table's expert; written last
@@ -16,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from lexrec.config import RunConfig
+from lexrec.config import RunConfig, with_changes
 from lexrec.data.batch import Batch
 from lexrec.data.dataset import Dataset
 from lexrec.data.windows import Samples, Windows
@@ -36,7 +39,13 @@ _SECOND_STREAM = 2**33
 
 
 def first_config(config: RunConfig) -> RunConfig:
-    """What Round 1 trains: the same model without its consensus expert, for `rounds.max_epochs`."""
+    """What Round 1 trains: the run with the changes of `first`, or without its consensus expert for
+    `rounds.max_epochs`.
+    """
+    if config.first:
+        changed = with_changes(config, (*config.first, "first=[]"))
+        assert isinstance(changed, RunConfig)
+        return changed
     assert config.rounds is not None
     items = config.item_encoder.model_copy(update={"consensus": None})
     train = config.train.model_copy(update={"max_epochs": config.rounds.max_epochs})
@@ -52,7 +61,7 @@ def first_run(run: RunDir, dataset: Dataset, tables: "Sequence[TokenTable]") -> 
 
 
 def begin_second(second: Step, run: RunDir, first: Step, dataset: Dataset, device: torch.device) -> None:
-    """Give Round 2 its consensus experts and, unless it restarts, the weights of Round 1.
+    """Give Round 2 the weights of Round 1, or its consensus experts and, unless it restarts, the weights.
 
     Args:
         second: what Round 2 trains, with fresh weights.
@@ -62,10 +71,14 @@ def begin_second(second: Step, run: RunDir, first: Step, dataset: Dataset, devic
         device: where importance is measured.
 
     Raises:
-        RunError: the weights or the importance of Round 1 are damaged.
+        RunError: the weights or the importance of Round 1 are damaged, or the weights do not fit.
     """
     config, done = run.config, RunDir.open(run.round(1))
     assert isinstance(config, RunConfig)
+    if config.first:
+        _start_from(second.model, done)
+        torch.manual_seed(config.train.seed + _SECOND_STREAM)
+        return
     assert config.rounds is not None
     first.model.load_state_dict(done.weights())
     kept = _kept_importance(done.path)
@@ -77,6 +90,18 @@ def begin_second(second: Step, run: RunDir, first: Step, dataset: Dataset, devic
         # The consensus is what Round 1 has not.
         second.model.load_state_dict({**second.model.state_dict(), **first.model.state_dict()})
     torch.manual_seed(config.train.seed + _SECOND_STREAM)
+
+
+def _start_from(model: nn.Module, done: RunDir) -> None:
+    """What a finished run trained, in the place of this model's own start; what it has beyond that stays."""
+    own, trained = model.state_dict(), done.weights()
+    unlike = sorted(name for name, t in trained.items() if name not in own or own[name].shape != t.shape)
+    if unlike:
+        raise RunError(
+            f"{done.path} trained {len(unlike)} tensors that are not in the run that starts from it, such as "
+            f"{unlike[0]}; let `first` change nothing that changes the model's weights"
+        )
+    model.load_state_dict({**own, **trained})
 
 
 def _encoder(step: Step) -> Mltfr:

@@ -36,7 +36,7 @@ def train(
 ) -> RunDir:
     """Train a recipe on a prepared data set; the best epoch is picked on the validation events.
 
-    A recipe with `rounds` is trained in two, the first in rounds/1 of the run directory.
+    A recipe with `rounds` or `first` is trained in two, the first in rounds/1 of the run directory.
 
     Args:
         recipe: a shipped recipe's name, the path of a YAML file, or a config.
@@ -71,10 +71,10 @@ def train(
     if not (dataset.train_end_U - dataset.start_U > 1).any():
         raise ConfigError("the data set has no user with two training events: there is nothing to predict")
     run = run or RunDir.create(out, config, dataset, tables)
-    seconds = 0.0
-    if config.rounds is not None:
-        seconds = _train_first(run, step, dataset, where, track).summary["seconds"]
-    return _train_model(run, step, dataset, where, track, seconds)
+    first = None
+    if config.rounds is not None or config.first:
+        first = _train_first(run, step, dataset, where, track)
+    return _train_model(run, step, dataset, where, track, first)
 
 
 def build_step(config: RunConfig, dataset: Dataset, tables: "Sequence[TokenTable]") -> Step:
@@ -134,9 +134,9 @@ def _train_model(
     dataset: Dataset,
     device: torch.device,
     track: Sequence[str | Tracker],
-    seconds_before: float = 0.0,
+    first: RunDir | None = None,
 ) -> RunDir:
-    """Train to the end and finish the run; `seconds_before` were spent on an earlier round."""
+    """Train to the end and finish the run, whose costs include those of an earlier round."""
     trainer = Trainer(step, dataset, run, device)
     trackers = [build_tracker(name, run) for name in track]
     try:
@@ -144,16 +144,18 @@ def _train_model(
     finally:
         for tracker in trackers:
             tracker.end()
+    before = {} if first is None else first.summary
     run.finish(
         {
             "best_step": at.best_step,
             "best_epoch": at.best_epoch,
             "epochs": at.epoch,
             "steps": at.step,
-            "events": at.n_events,
-            "tokens": round(at.n_events * step.model.tokens_per_event),
+            "steps_before": before.get("steps", 0),
+            "events": before.get("events", 0) + at.n_events,
+            "tokens": before.get("tokens", 0) + round(at.n_events * step.model.tokens_per_event),
             trainer.config.metric: at.best if trainer.has_validation and at.best_epoch else None,
-            "seconds": round(seconds_before + at.seconds, 3),
+            "seconds": round(before.get("seconds", 0.0) + at.seconds, 3),
             "step_ms": round(1000 * trainer.spent.seconds / max(trainer.spent.n_steps, 1), 3),
             "peak_mib": peak_mib(device),
             "parameters": sum(p.numel() for p in trainer.step.parameters() if p.requires_grad),

@@ -111,7 +111,7 @@ def test_a_byte_order_mark_is_no_obstacle(tmp_path):
         (b"", "a recipe is a mapping of sections, got NoneType"),
         (b"train: {lr: 1}\ntrain: {lr: 2}", "key train is given twice"),
         (b"model: !!python/object:os.system {}", "is not YAML"),
-        (b"1: 2", "unknown key '1'; known: item_encoder, model, objective, rounds, train"),
+        (b"1: 2", "unknown key '1'; known: first, item_encoder, model, objective, rounds, train"),
     ],
 )
 def test_a_file_that_is_no_recipe_is_refused(tmp_path, content, complaint):
@@ -260,7 +260,7 @@ def test_an_unknown_key_is_named_and_the_known_ones_listed():
 
 def test_an_unknown_section_is_named():
     assert message(load_recipe, "plain.yaml", ["trian.lr=1"]) == (
-        "plain.yaml: unknown key 'trian'; known: item_encoder, model, objective, rounds, train"
+        "plain.yaml: unknown key 'trian'; known: first, item_encoder, model, objective, rounds, train"
     )
 
 

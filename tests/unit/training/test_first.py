@@ -1,0 +1,77 @@
+"""A round before the run: the same run with a few changes, whose best weights are where this one starts."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lexrec.config import RunConfig, load_recipe, run_config
+from lexrec.data.dataset import Dataset
+from lexrec.errors import ConfigError, RunError
+from lexrec.run_dir import RunDir
+from lexrec.training.train import train
+from tests.unit.training.test_loop import Stop, StopAt, log_without_seconds, small
+from tests.worlds import world
+
+NO_TRAINING = "train.lr=1e-12"
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Dataset:
+    rows = [[(u + t) % 9 + 1 for t in range(7)] for u in range(30)]
+    return world(rows, 9).save(tmp_path / "data")
+
+
+def with_first(*changes: str, **train_options: object) -> RunConfig:
+    config = run_config({**small(**train_options).model_dump(), "first": changes})
+    assert isinstance(config, RunConfig)
+    return config
+
+
+def test_it_starts_from_the_best_weights_of_the_first_round(data: Dataset, tmp_path: Path) -> None:
+    config = with_first("train.lr=0.02", "train.max_epochs=5", lr=1e-12, max_epochs=1)
+    run = train(config, data=data, out=tmp_path / "run", device="cpu", track=())
+    first = RunDir.open(run.round(1))
+    assert isinstance(first.config, RunConfig)
+    assert (first.config.train.lr, first.config.train.max_epochs, first.config.first) == (0.02, 5, ())
+    for name, tensor in first.weights().items():
+        torch.testing.assert_close(run.weights()[name], tensor)
+    fresh = train(small(lr=1e-12, max_epochs=1), data=data, out=tmp_path / "fresh", device="cpu", track=())
+    assert any(not torch.allclose(t, first.weights()[name]) for name, t in fresh.weights().items())
+
+
+def test_its_cost_is_that_of_both_rounds(data: Dataset, tmp_path: Path) -> None:
+    config = with_first("train.max_epochs=2", max_epochs=1)
+    run = train(config, data=data, out=tmp_path / "run", device="cpu", track=())
+    assert (run.summary["steps"], run.summary["steps_before"]) == (4, 8)
+    assert run.summary["events"] == 30 * 4 * 3
+    assert run.summary["seconds"] >= RunDir.open(run.round(1)).summary["seconds"]
+
+
+@pytest.mark.parametrize("stop_at", [2, 4])
+def test_stopped_in_either_round_it_goes_on_as_if_it_had_not(
+    stop_at: int, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lexrec.training.loop._CHECKPOINT_SECONDS", 0.0)
+    config = with_first("train.max_steps=3", max_steps=6)
+    whole = train(config, data=data, out=tmp_path / "whole", device="cpu", track=())
+    with pytest.raises(Stop):
+        train(config, data=data, out=tmp_path / "cut", device="cpu", track=[StopAt(stop_at)])
+    assert RunDir.reopen(tmp_path / "cut" / "rounds" / "1").is_done == (stop_at > 3)
+    again = train(config, data=data, out=tmp_path / "cut", device="cpu", resume=True, track=())
+    assert log_without_seconds(again.path) == log_without_seconds(whole.path)
+    for name, tensor in whole.weights().items():
+        assert torch.equal(again.weights()[name], tensor)
+
+
+def test_weights_that_do_not_fit_are_refused(data: Dataset, tmp_path: Path) -> None:
+    config = with_first("model.dim=16", max_epochs=1)
+    with pytest.raises(RunError, match=r"rounds/1 trained \d+ tensors that are not in the run that starts"):
+        train(config, data=data, out=tmp_path / "run", device="cpu", track=())
+
+
+def test_a_wrong_change_is_found_before_anything_is_trained() -> None:
+    with pytest.raises(ConfigError, match="unknown key 'epochs'"):
+        load_recipe("sasrec", ['first=["train.epochs=3"]'])
+    with pytest.raises(ConfigError, match="first and rounds each make a first round"):
+        load_recipe("sasrec_mltfr_paper", ['first=["train.max_epochs=3"]'])
