@@ -52,17 +52,47 @@ def aligned_rows(
 
 
 @triton.jit
+def chunk_sums(
+    query_ptr,
+    grad_ptr,
+    direction_ptr,
+    slope_ptr,
+    share_ptr,
+    order_ptr,
+    sorted_ptr,
+    sum_ptr,
+    R,
+    K,
+    H: tl.constexpr,
+    C: tl.constexpr,
+    BH: tl.constexpr,
+    BC: tl.constexpr,
+    BD: tl.constexpr,
+    BN: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """Sums over chunks of choices that are all of one token, [3, D] each; others are left as they are."""
+    i, first = tl.program_id(0).to(tl.int64), tl.program_id(0) * CHUNK
+    last = tl.minimum(first + CHUNK, R)
+    if tl.load(sorted_ptr + first) == tl.load(sorted_ptr + last - 1):
+        pulled_D, of_key_HC, of_value_HC = _sums(
+            query_ptr, grad_ptr, direction_ptr, slope_ptr, share_ptr, order_ptr, first, last, K, H, C, BH, BC, BD, BN
+        )
+        _store_three(sum_ptr + i * (3 * H * C), pulled_D, of_key_HC, of_value_HC, H, C, BH, BC, BD)
+
+
+@triton.jit
 def summed_rows(
     query_ptr,
     grad_ptr,
     direction_ptr,
-    projected_ptr,
-    scale_ptr,
     slope_ptr,
     share_ptr,
-    token_ptr,
     order_ptr,
     start_ptr,
+    sum_ptr,
+    projected_ptr,
+    scale_ptr,
     row_ptr,
     pulled_ptr,
     K,
@@ -74,45 +104,145 @@ def summed_rows(
     BC: tl.constexpr,
     BD: tl.constexpr,
     BN: tl.constexpr,
+    CHUNK: tl.constexpr,
     LEARNS: tl.constexpr,
-    EACH: tl.constexpr,
 ):
-    """Where units ask once: the gradient of a token's row, summed over who chose it; EACH: of a choice's."""
-    i, d = tl.program_id(0).to(tl.int64), tl.arange(0, BD)
-    h, c = tl.arange(0, BH), tl.arange(0, BC)
-    of_key_HC, of_value_HC = tl.zeros([BH, BC], tl.float32), tl.zeros([BH, BC], tl.float32)
-    pulled_D = tl.zeros([BD], tl.float32)
-    if EACH:
-        start, end, token = i, i + 1, tl.load(token_ptr + i)
+    """Where units ask once: the gradient of a token's row, summed over who chose it.
+
+    Many may choose one token, and a program that added them one after another would outlast all others: of a
+    token's choices only those before its first whole chunk and behind its last are read here.
+    """
+    token = tl.program_id(0).to(tl.int64)
+    start, end = tl.load(start_ptr + token), tl.load(start_ptr + token + 1)
+    first, last = tl.cdiv(start, CHUNK), end // CHUNK
+    head_end, tail_start = tl.minimum(first * CHUNK, end), tl.maximum(last * CHUNK, first * CHUNK)
+    pulled_D, of_key_HC, of_value_HC = _sums(
+        query_ptr, grad_ptr, direction_ptr, slope_ptr, share_ptr, order_ptr, start, head_end, K, H, C, BH, BC, BD, BN
+    )
+    more_D, more_key_HC, more_value_HC = _sums(
+        query_ptr, grad_ptr, direction_ptr, slope_ptr, share_ptr, order_ptr, tail_start, end, K, H, C, BH, BC, BD, BN
+    )
+    pulled_D, of_key_HC, of_value_HC = pulled_D + more_D, of_key_HC + more_key_HC, of_value_HC + more_value_HC
+    d, h, c = tl.arange(0, BD), tl.arange(0, BH)[:, None], tl.arange(0, BC)[None, :]
+    is_there_HC = (h < H) & (c < C)
+    for i in range(first, last):
+        at = sum_ptr + i * (3 * H * C)
+        pulled_D += tl.load(at + d, d < H * C, 0.0)
+        of_key_HC += tl.load(at + H * C + h * C + c, is_there_HC, 0.0)
+        of_value_HC += tl.load(at + 2 * H * C + h * C + c, is_there_HC, 0.0)
+    if LEARNS:
+        pulled_D, pull = _through_cosine(projected_ptr + token * stride, pulled_D, scale_ptr, H * C, BD)
+        tl.store(pulled_ptr + token, pull)
     else:
-        start, end, token = tl.load(start_ptr + i), tl.load(start_ptr + i + 1), i
-    for first in range(start, end, BN):
-        n = first + tl.arange(0, BN)
-        choice_N = n if EACH else tl.load(order_ptr + n, n < end, 0)
+        pulled_D *= 0.0
+    _store_three(row_ptr + token * (3 * H * C), pulled_D, of_key_HC * sharpness, of_value_HC, H, C, BH, BC, BD)
+
+
+@triton.jit
+def choice_rows(
+    query_ptr,
+    grad_ptr,
+    direction_ptr,
+    slope_ptr,
+    share_ptr,
+    token_ptr,
+    projected_ptr,
+    scale_ptr,
+    row_ptr,
+    pulled_ptr,
+    K,
+    stride,
+    sharpness,
+    H: tl.constexpr,
+    C: tl.constexpr,
+    BH: tl.constexpr,
+    BC: tl.constexpr,
+    BD: tl.constexpr,
+    LEARNS: tl.constexpr,
+):
+    """Where units ask once: the gradient of the row of each choice."""
+    i = tl.program_id(0).to(tl.int64)
+    pulled_D, of_key_HC, of_value_HC = _sums(
+        query_ptr, grad_ptr, direction_ptr, slope_ptr, share_ptr, token_ptr, i, i + 1, K, H, C, BH, BC, BD, 0
+    )
+    if LEARNS:
+        at = projected_ptr + tl.load(token_ptr + i) * stride
+        pulled_D, pull = _through_cosine(at, pulled_D, scale_ptr, H * C, BD)
+        tl.store(pulled_ptr + i, pull)
+    else:
+        pulled_D *= 0.0
+    _store_three(row_ptr + i * (3 * H * C), pulled_D, of_key_HC * sharpness, of_value_HC, H, C, BH, BC, BD)
+
+
+@triton.jit
+def _sums(
+    query_ptr,
+    grad_ptr,
+    direction_ptr,
+    slope_ptr,
+    share_ptr,
+    order_ptr,
+    first,
+    last,
+    K,
+    H: tl.constexpr,
+    C: tl.constexpr,
+    BH: tl.constexpr,
+    BC: tl.constexpr,
+    BD: tl.constexpr,
+    BN: tl.constexpr,
+):
+    """What choices first..last-1 pull at alignment, key and value; BN = 0: in their own order."""
+    d, h = tl.arange(0, BD), tl.arange(0, BH)
+    pulled_D = tl.zeros([BD], tl.float32)
+    of_key_HC, of_value_HC = tl.zeros([BH, BC], tl.float32), tl.zeros([BH, BC], tl.float32)
+    step: tl.constexpr = BN if BN > 0 else 1
+    for start in range(first, last, step):
+        n = start + tl.arange(0, step)
+        choice_N = n
+        if BN > 0:
+            choice_N = tl.load(order_ptr + n, n < last, 0)
         unit_N = choice_N // K
-        at_NH, is_there_NH = choice_N[:, None] * H + h[None, :], (n < end)[:, None] & (h < H)[None, :]
+        at_NH, is_there_NH = choice_N[:, None] * H + h[None, :], (n < last)[:, None] & (h < H)[None, :]
         slope_NH = tl.load(slope_ptr + at_NH, is_there_NH, 0.0)
         share_NH = tl.load(share_ptr + at_NH, is_there_NH, 0.0)
-        query_NHC = chosen_heads(query_ptr, unit_N, n < end, H * C, H, C, BH, BC)
-        grad_NHC = chosen_heads(grad_ptr, unit_N, n < end, H * C, H, C, BH, BC)
+        query_NHC = chosen_heads(query_ptr, unit_N, n < last, H * C, H, C, BH, BC)
+        grad_NHC = chosen_heads(grad_ptr, unit_N, n < last, H * C, H, C, BH, BC)
         of_key_HC += tl.sum(slope_NH[:, :, None] * query_NHC, 0)
         of_value_HC += tl.sum(share_NH[:, :, None] * grad_NHC, 0)
-        if LEARNS:
-            at_ND = unit_N[:, None] * (H * C) + d[None, :]
-            direction_ND = tl.load(direction_ptr + at_ND, (n < end)[:, None] & (d < H * C)[None, :], 0.0)
-            pulled_D += tl.sum(tl.sum(slope_NH, 1)[:, None] * direction_ND.to(tl.float32), 0)
-    row_ptr += i * (3 * H * C)
-    at_HC, is_there_HC = h[:, None] * C + c[None, :], (h < H)[:, None] & (c < C)[None, :]
-    tl.store(row_ptr + H * C + at_HC, of_key_HC * sharpness, is_there_HC)
-    tl.store(row_ptr + 2 * H * C + at_HC, of_value_HC, is_there_HC)
-    if LEARNS:
-        aligned_D = tl.load(projected_ptr + token * stride + d, d < H * C, 0.0).to(tl.float32)
-        length = tl.maximum(tl.sqrt(tl.sum(aligned_D * aligned_D, 0)), 1e-12)
-        aligned_D /= length
-        pull = tl.sum(pulled_D * aligned_D, 0)
-        tl.store(pulled_ptr + i, pull)
-        pulled_D = (pulled_D - pull * aligned_D) * (tl.load(scale_ptr) / length)
-    tl.store(row_ptr + d, pulled_D, d < H * C)
+        at_ND = unit_N[:, None] * (H * C) + d[None, :]
+        direction_ND = tl.load(direction_ptr + at_ND, (n < last)[:, None] & (d < H * C)[None, :], 0.0)
+        pulled_D += tl.sum(tl.sum(slope_NH, 1)[:, None] * direction_ND.to(tl.float32), 0)
+    return pulled_D, of_key_HC, of_value_HC
+
+
+@triton.jit
+def _through_cosine(aligned_ptr, pulled_D, scale_ptr, D: tl.constexpr, BD: tl.constexpr):
+    """Gradient of an aligned row through scale * cos, given that of the row of length 1; and that of the scale."""
+    d = tl.arange(0, BD)
+    aligned_D = tl.load(aligned_ptr + d, d < D, 0.0).to(tl.float32)
+    length = tl.maximum(tl.sqrt(tl.sum(aligned_D * aligned_D, 0)), 1e-12)
+    aligned_D /= length
+    pull = tl.sum(pulled_D * aligned_D, 0)
+    return (pulled_D - pull * aligned_D) * (tl.load(scale_ptr) / length), pull
+
+
+@triton.jit
+def _store_three(
+    ptr,
+    aligned_D,
+    key_HC,
+    value_HC,
+    H: tl.constexpr,
+    C: tl.constexpr,
+    BH: tl.constexpr,
+    BC: tl.constexpr,
+    BD: tl.constexpr,
+):
+    d, h, c = tl.arange(0, BD), tl.arange(0, BH)[:, None], tl.arange(0, BC)[None, :]
+    tl.store(ptr + d, aligned_D, d < H * C)
+    tl.store(ptr + H * C + h * C + c, key_HC, (h < H) & (c < C))
+    tl.store(ptr + 2 * H * C + h * C + c, value_HC, (h < H) & (c < C))
 
 
 @triton.jit

@@ -1,7 +1,8 @@
 """Attention to chosen rows of a projected table on a GPU: no keys or values of U x K x D are made.
 
 A program serves a unit: it reads the K rows that were chosen for it straight from the table
-(_one_query_triton.py, _many_queries_triton.py). The gradient of the table's rows comes in one of two forms, whichever has fewer:
+(_one_query_triton.py, _many_queries_triton.py). The gradient of the table's rows comes in one of two forms,
+whichever has fewer:
 
 - one row for each choice, [U * K, 3D], in the order alignment, key, value
 - one row for each token, [V, 3D]: choices are sorted by token, and a program adds up those of a token
@@ -22,10 +23,12 @@ from torch import Tensor
 
 from lexrec.kernels._many_queries_triton import many_queries, many_queries_backward
 from lexrec.kernels._one_query_triton import one_query, one_query_backward
-from lexrec.kernels._table_rows_triton import aligned_rows, row_products, summed_rows
+from lexrec.kernels._table_rows_triton import aligned_rows, choice_rows, chunk_sums, row_products, summed_rows
 
-_PROGRAMS = 264
-"""Enough for two on each multiprocessor of an H100."""
+_PROGRAMS = 132
+"""As many as an H100 has multiprocessors."""
+_CHUNK = 64
+"""Choices of one token that a program adds up at most before others help."""
 
 
 class Asked(NamedTuple):
@@ -95,22 +98,24 @@ def _backward_of_one(asked: Asked, grad_U1D: Tensor) -> Gradients:
     share_UKH = torch.empty_like(slope_UKH)
     given, blocks = (*_pointers(asked), grad_U1D, query_U1D, slope_UKH, share_UKH), _blocks(asked)
     one_query_backward[(U,)](*given, *_numbers(asked), **blocks)
-    token_R = asked.token_UK.flatten()
-    is_each = U * K <= V
-    order = start = token_R
-    if not is_each:
-        sorted_R, order = token_R.int().sort(stable=True)
-        start = torch.searchsorted(sorted_R, torch.arange(V + 1, device=sorted_R.device, dtype=torch.int32))
-    R = U * K if is_each else V
-    row_RX, of_scale_R = grad_U1D.new_empty(R, X), grad_U1D.new_empty(R, dtype=torch.float32)
-    vectors = (asked.query_UQD, grad_U1D, asked.direction_UD, asked.projected_VX, _factor(asked))
-    choices = (slope_UKH, share_UKH, token_R, order, start)
-    K_, stride, sharpness, _ = _numbers(asked)
     shape = {name: blocks[name] for name in ("H", "C", "BH", "BC")}
-    summed_rows[(R,)](
-        *vectors, *choices, row_RX, of_scale_R, K_, stride, sharpness,
-        **shape, **_learning(asked), BN=1 if is_each else 8, EACH=is_each, num_warps=1,
-    )  # fmt: skip
+    vectors = (asked.query_UQD, grad_U1D, asked.direction_UD, slope_UKH, share_UKH)
+    numbers = (K, asked.projected_VX.stride(0), (X // 3 // H) ** -0.5)
+    R, token_R = min(U * K, V), asked.token_UK.flatten()
+    row_RX, of_scale_R = grad_U1D.new_empty(R, X), grad_U1D.new_empty(R, dtype=torch.float32)
+    found = (asked.projected_VX, _factor(asked), row_RX, of_scale_R)
+    if U * K <= V:
+        choice_rows[(R,)](*vectors, token_R, *found, *numbers, **shape, **_learning(asked), num_warps=1)
+    else:
+        sorted_C, order_C = token_R.int().sort(stable=True)
+        start_V = torch.searchsorted(sorted_C, torch.arange(V + 1, device=sorted_C.device, dtype=torch.int32))
+        n_chunks = triton.cdiv(U * K, _CHUNK)
+        sum_NX = grad_U1D.new_empty(n_chunks, X, dtype=torch.float32)
+        sizes = {**shape, "BD": triton.next_power_of_2(X // 3), "BN": 8, "CHUNK": _CHUNK, "num_warps": 1}
+        chunk_sums[(n_chunks,)](*vectors, order_C, sorted_C, sum_NX, U * K, K, **sizes)
+        summed_rows[(V,)](
+            *vectors, order_C, start_V, sum_NX, *found, *numbers, **sizes, LEARNS=asked.scale is not None
+        )
     return Gradients(query_U1D, row_RX, None if asked.scale is None else of_scale_R.sum())
 
 

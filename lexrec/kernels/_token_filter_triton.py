@@ -98,7 +98,7 @@ def _choose_rows(
     fixed = {"D": D, "BD": max(16, triton.next_power_of_2(D)), "STEP": step}
     new = {"dtype": torch.float32, "device": query_MD.device}
     best_MP = torch.empty(M, P, **new)  # type: ignore[call-overload]
-    BM = 64 if M >= 1024 else 16
+    BM = 64 if M >= 512 else 16
     grid = (triton.cdiv(P, 64), triton.cdiv(M, BM))
     _maxima[grid](*scored, best_MP, M, *sizes, **fixed, G=G, BM=BM, BP=64, num_warps=4)
     group_MK = torch.empty(M, k, dtype=torch.int32, device=query_MD.device)

@@ -93,7 +93,7 @@ def choice_probability(
     tau: float,
     noise: ShiftedGumbel | None,
 ) -> Tensor:
-    """Probability of the chosen tokens among all V, float32 [M, K]; its gradient reaches queries, tokens and scale.
+    """Probability of each chosen token among all V, float32 [M, K], with its gradient.
 
     Args:
         query_MD: interests; normalised here.

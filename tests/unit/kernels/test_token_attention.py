@@ -30,6 +30,7 @@ SIZES = [
     Size(3, 9, 5, 40, 8, 2, 4),
     Size(4, 20, 12, 30, 8, 3, 16),
     Size(3, 1, 5, 11, 6, 3, 5),
+    Size(20, 1, 2, 5, 6, 2, 8),  # tokens are chosen by more than a chunk holds
     Size(2, 70, 3, 9, 6, 1, 16),  # queries in two blocks
 ]
 LARGE = [
@@ -130,9 +131,9 @@ def test_plain_arithmetic_is_that_of_the_equations(size: Size, learns: bool) -> 
 @pytest.mark.parametrize("learns", [True, False])
 @pytest.mark.parametrize("size", SIZES)
 def test_kernels_give_the_values_and_gradients_of_the_equations(
-    size: Size, learns: bool, interpreted: Interpreted
+    size: Size, learns: bool, interpreted: Interpreted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    interpreted("_token_attention_triton")
+    monkeypatch.setattr(interpreted("_token_attention_triton"), "_CHUNK", 4)
     inputs = Inputs.drawn(size)
     true = written_out(inputs.to(torch.float64), size.H, learns)
     assert_near(inputs.run(size.H, learns, by_kernels=True), true, 1e-5)

@@ -34,13 +34,13 @@ def true_scores(query_MD: Tensor, token_VD: Tensor, scale: float, noise: Shifted
     return score_MV if noise is None else score_MV + noise.rows(0, len(query_MD))
 
 
-def assert_the_best(token_MK: Tensor, score_MV: Tensor, k: int) -> None:
+def assert_the_best(token_MK: Tensor, score_MV: Tensor, k: int, error: float = 1e-5) -> None:
     """K different tokens, best first, none better left out; ties within rounding may fall either way."""
     assert token_MK.shape == (len(score_MV), k)
     assert token_MK.dtype == torch.int64
     assert all(len(set(row)) == k for row in token_MK.tolist())
     best_MK = score_MV.topk(k, dim=1).values
-    assert_close(score_MV.gather(1, token_MK), best_MK, rtol=0, atol=1e-5)
+    assert_close(score_MV.gather(1, token_MK), best_MK, rtol=0, atol=error)
 
 
 @pytest.mark.parametrize("noisy", [False, True])
@@ -83,7 +83,9 @@ def test_a_gpu_chooses_the_best_tokens(
         noise.log_3V, noise.place_M = noise.log_3V.cuda(), noise.place_M.cuda()
     query_MD, token_VD = query_MD.cuda(), token_VD.cuda()
     token_MK = choose_tokens(query_MD, token_VD, k, scale=torch.tensor(20.0), noise=noise)
-    assert_the_best(token_MK, true_scores(query_MD, token_VD, 20.0, noise), k)
+    # An entry of an interest between two 16-bit numbers may be rounded either way.
+    error = 1e-5 if dtype == torch.float32 else 0.02
+    assert_the_best(token_MK, true_scores(query_MD, token_VD, 20.0, noise), k, error)
 
 
 def test_kernels_choose_chunk_by_chunk(interpreted: Interpreted, monkeypatch: pytest.MonkeyPatch) -> None:
