@@ -103,10 +103,13 @@ class Places(NamedTuple):
         """[N, D] -> [B, L, D]; zero where there is no item."""
         if self.slot_N is None:
             return x_ND.view(self.n_rows, self.length, -1)
-        # Unused slots all write the one row beyond the last place, which is dropped.
+        return self.spread(x_ND)[:-1].view(self.n_rows, self.length, -1)
+
+    def spread(self, x_ND: Tensor) -> Tensor:
+        """[N, D] -> the flat places and one more, [B * L + 1, D]: all unused slots write that last one."""
+        assert self.slot_N is not None
         x_MD = x_ND.new_zeros(self.n_rows * self.length + 1, x_ND.shape[1])
-        x_MD = x_MD.index_copy(0, self.slot_N, x_ND)
-        return x_MD[:-1].view(self.n_rows, self.length, -1)
+        return x_MD.index_copy(0, self.slot_N, x_ND)
 
 
 def _left_pad(rows: list[NDArray[np.int64]], length_B: NDArray[np.int64], max_len: int) -> NDArray[np.int64]:

@@ -4,6 +4,7 @@ Dimension key: B batch, L positions, N slots, D width, H heads, K head width, G 
 group, W places of each of them.
 """
 
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,16 @@ from lexrec.kernels.dense import drop, layer_norm, linear
 
 _NARROWEST = 8
 """Places of a row of the first group; each further one is twice as wide."""
+
+
+class Heads(NamedTuple):
+    """What attention mixes in one group of rows."""
+
+    q_RHQK: Tensor
+    k_RHWK: Tensor
+    v_RHWK: Tensor
+    may_look: Tensor
+    """True where a query (row) may look at a place (column), [R or 1, 1, Q or 1, W]."""
 
 
 class Rows(NamedTuple):
@@ -32,7 +43,7 @@ class Rows(NamedTuple):
     shapes: tuple[tuple[int, int], ...]
     """(R, W) of each group."""
     may_look: tuple[Tensor, ...]
-    """Of each group, True where a place (row) may look at a place (column); broadcasts to [R, H, W, W]."""
+    """Of each group, True where a place (row) may look at a place (column), [R or 1, 1, W or 1, W]."""
     packed: "Packed | None" = None
     """Rows among the slots, in place of groups."""
 
@@ -58,23 +69,80 @@ class Rows(NamedTuple):
         """The same rows with groups."""
         return self if self.packed is None else _padded(self.packed.batch, self.packed.rows.causal)
 
-    def unpack(self, x_ND: Tensor) -> list[Tensor]:
-        """[N, D] -> each group's [R, W, D]; zero where there is no item."""
-        if len(self.shapes) == 1:
-            R, W = self.shapes[0]
-            return [self.places.unpack(x_ND).view(R, W, -1)]
-        parts = torch.split(self.places.unpack(x_ND)[0], [R * W for R, W in self.shapes])
-        return [part.view(R, W, -1) for part, (R, W) in zip(parts, self.shapes, strict=True)]
+    def heads(self, qkv: nn.Linear, x_ND: Tensor, n_heads: int) -> Iterator[Heads]:
+        """Queries, keys and values of each group."""
+        parts = [qkv(x_ND)]
+        if self.places.slot_N is not None:
+            # The last part is that of unused slots.
+            *parts, _ = torch.split(self.places.spread(parts[0]), [*(R * W for R, W in self.shapes), 1])
+        for part, (R, W), may_look in zip(parts, self.shapes, self.may_look, strict=True):
+            q_RHWK, k_RHWK, v_RHWK = part.view(R, W, 3, n_heads, -1).permute(2, 0, 3, 1, 4)
+            yield Heads(q_RHWK, k_RHWK, v_RHWK, may_look)
 
-    def pack(self, parts_RWD: list[Tensor]) -> Tensor:
-        """Each group's [R, W, D] -> [N, D]."""
-        if len(parts_RWD) == 1:
-            return self.places.pack(parts_RWD[0])
-        return self.places.pack(torch.cat([part_RWD.flatten(0, 1) for part_RWD in parts_RWD])[None])
+    def join(self, parts_RHWK: Iterable[Tensor]) -> Tensor:
+        """What came of each group's queries, as [N, D]."""
+        parts = [part_RHWK.transpose(1, 2).flatten(0, 1).flatten(1) for part_RHWK in parts_RHWK]
+        return self.places.pack(torch.cat(parts)[None])
+
+    def asking(self, x_ND: Tensor) -> Tensor:
+        """The positions that `join` returns."""
+        return x_ND
+
+
+class Newest(NamedTuple):
+    """The newest item of each row, which looks at its whole row: all that a last block needs to compute."""
+
+    places: Places
+    slot_B: Tensor
+    """Slot of each row's newest item."""
+    may_look: Tensor
+    """As in `Heads`."""
+    has_item_B1: Tensor
+
+    @staticmethod
+    def of(batch: Batch) -> "Newest":
+        places = Places.of(batch)
+        if batch.slot_N is None:
+            slot_B = torch.arange(1, places.n_rows + 1, device=batch.item_BL.device) * places.length - 1
+        else:
+            slot_B = (batch.length_B.cumsum(0) - 1).clamp(min=0)
+        is_item_BL = batch.is_item_BL
+        return Newest(places, slot_B, key_mask(is_item_BL), is_item_BL[:, -1:])
+
+    def heads(self, qkv: nn.Linear, x_ND: Tensor, n_heads: int) -> Iterator[Heads]:
+        """Queries of the newest items, keys and values of all."""
+        D = qkv.in_features
+        q_BD = F.linear(self.asking(x_ND), qkv.weight[:D], qkv.bias[:D])
+        kv_BLM = self.places.unpack(F.linear(x_ND, qkv.weight[D:], qkv.bias[D:]))
+        q_BHK = q_BD.view(self.places.n_rows, n_heads, -1)
+        k_BHLK, v_BHLK = kv_BLM.view(*kv_BLM.shape[:2], 2, n_heads, -1).permute(2, 0, 3, 1, 4)
+        yield Heads(q_BHK[:, :, None], k_BHLK, v_BHLK, self.may_look)
+
+    def join(self, parts_BHJK: Iterable[Tensor]) -> Tensor:
+        """What came of the queries, [B, D]."""
+        (y_BHJK,) = parts_BHJK
+        return y_BHJK[:, :, 0].flatten(1)
+
+    def asking(self, x_ND: Tensor) -> Tensor:
+        """[N, D] -> that of the newest items, [B, D]; anything for an empty row."""
+        return x_ND.index_select(0, self.slot_B)
+
+    def unpack(self, x_BD: Tensor) -> Tensor:
+        """[B, D] -> [B, 1, D]; zero where the row is empty."""
+        return x_BD.where(self.has_item_B1, 0)[:, None]
+
+    def grouped(self) -> "Newest":
+        """Itself: there is one group."""
+        return self
+
+
+def _may_ask(batch: Batch) -> bool:
+    """Whether values may be read here: to ask a GPU would be to wait for it."""
+    return not batch.item_BL.is_cuda
 
 
 def _may_group(batch: Batch) -> bool:
-    return batch.slot_N is not None and not batch.slot_N.is_cuda
+    return batch.slot_N is not None and _may_ask(batch)
 
 
 class Packed(NamedTuple):
@@ -93,7 +161,10 @@ def _ungrouped(batch: Batch, *, causal: bool) -> Rows:
 
 
 def _padded(batch: Batch, causal: bool) -> Rows:
-    may_look = causal_mask(batch.is_item_BL) if causal else key_mask(batch.is_item_BL)
+    is_item_BL = batch.is_item_BL
+    if _may_ask(batch) and bool(is_item_BL.all()):
+        is_item_BL = is_item_BL[:1]  # One mask serves all rows.
+    may_look = causal_mask(is_item_BL) if causal else key_mask(is_item_BL)
     return Rows(Places.of(batch), (tuple(batch.item_BL.shape),), (may_look,))  # type: ignore[arg-type]
 
 
@@ -166,38 +237,29 @@ class Attention(nn.Module):
         self.qkv = Linear(dim, 3 * dim)
         self.out = Linear(dim, dim)
 
-    def forward(self, x_ND: Tensor, rows: Rows) -> Tensor:
+    def forward(self, x_ND: Tensor, rows: Rows | Newest) -> Tensor:
         dropout = self.dropout if self.training else 0.0
-        if rows.packed is not None:
+        if isinstance(rows, Rows) and rows.packed is not None:
             y_ND = packed_attention(self.qkv(x_ND), rows.packed.rows, self.n_heads, dropout)
-            return self.out(y_ND)  # type: ignore[no-any-return]
-        mixed = []
-        for qkv_RWM, may_look in zip(rows.unpack(self.qkv(x_ND)), rows.may_look, strict=True):
-            qkv_3RHWK = qkv_RWM.view(*qkv_RWM.shape[:2], 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
-            y_RHWK = attend(qkv_3RHWK, may_look, dropout)
-            mixed.append(y_RHWK.transpose(1, 2).flatten(2))
-        out_ND: Tensor = self.out(rows.pack(mixed))
+        else:
+            heads = rows.heads(self.qkv, x_ND, self.n_heads)
+            y_ND = rows.join(attend(group, dropout) for group in heads)
+        out_ND: Tensor = self.out(y_ND)
         return out_ND
 
 
-def attend(qkv_3RHWK: Tensor, may_look: Tensor, dropout: float) -> Tensor:
-    """Softmax attention with dropout on its weights, [R, H, W, K].
-
-    Args:
-        qkv_3RHWK: queries, keys and values.
-        may_look: True where a place (row) may look at a place (column), [R or 1, 1, W or 1, W].
-        dropout: share of the weights that is dropped.
-    """
-    if qkv_3RHWK.is_cuda or dropout == 0:
-        q_RHWK, k_RHWK, v_RHWK = qkv_3RHWK.unbind()
-        return F.scaled_dot_product_attention(q_RHWK, k_RHWK, v_RHWK, attn_mask=may_look, dropout_p=dropout)
+def attend(heads: Heads, dropout: float) -> Tensor:
+    """Softmax attention, `dropout` being the share of its weights that is dropped, [R, H, Q, K]."""
+    q_RHQK, k_RHWK, v_RHWK, may_look = heads
+    if q_RHQK.is_cuda or dropout == 0:
+        return F.scaled_dot_product_attention(q_RHQK, k_RHWK, v_RHWK, attn_mask=may_look, dropout_p=dropout)
     # For a CPU there is no kernel with dropout, and what stands in for one takes twice as many passes.
-    _, R, H, W, K = qkv_3RHWK.shape
-    q_JWK, k_JWK, v_JWK = qkv_3RHWK.reshape(3, R * H, W, K)
+    R, H, Q, K = q_RHQK.shape
+    q_JQK, k_JWK, v_JWK = (part.flatten(0, 1) for part in (q_RHQK, k_RHWK, v_RHWK))
     hidden = torch.zeros(may_look.shape).masked_fill(~may_look, -torch.inf)
     hidden = hidden[0] if len(hidden) == 1 else hidden.expand(-1, H, -1, -1).flatten(0, 1)
-    weight_JWW = torch.baddbmm(hidden, q_JWK, k_JWK.transpose(1, 2), alpha=K**-0.5).softmax(-1)
-    return torch.bmm(drop(weight_JWW, dropout), v_JWK).view(R, H, W, K)
+    weight_JQW = torch.baddbmm(hidden, q_JQK, k_JWK.transpose(1, 2), alpha=K**-0.5).softmax(-1)
+    return torch.bmm(drop(weight_JQW, dropout), v_JWK).view(R, H, Q, K)
 
 
 class Linear(nn.Linear):

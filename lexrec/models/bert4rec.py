@@ -19,6 +19,7 @@ state; all weights start from N(0, .02), not from its truncated form.
 Dimension key: B batch, L positions, N slots, D width, I items.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 
 from lexrec.data.batch import Batch, Places, with_slots
 from lexrec.item_encoders.base import ItemEncoder, ScoringTable
-from lexrec.models._layers import Attention, Dropout, LayerNorm, Linear, Rows, init_normal
+from lexrec.models._layers import Attention, Dropout, LayerNorm, Linear, Newest, Rows, init_normal
 from lexrec.models.base import Encoded, ModelConfig, SequenceModel, append
 
 
@@ -72,20 +73,28 @@ class BERT4Rec(SequenceModel):
         return Attention(config.dim, config.n_heads, config.dropout)
 
     def forward(self, batch: Batch) -> Encoded:
+        rows = Rows.open(batch)
+        x_ND, aux = self._states(batch, [rows] * len(self.blocks))
+        return Encoded(Places.of(batch).unpack(x_ND), aux)
+
+    def encode_next(self, batch: Batch) -> Encoded:
+        """The state at a [MASK] after each history, [B, 1, D]: the last block computes no other."""
+        batch = self._with_mask(batch)
+        rows, newest = Rows.open(batch), Newest.of(batch)
+        x_BD, aux = self._states(batch, [rows] * (len(self.blocks) - 1) + [newest])
+        return Encoded(newest.unpack(x_BD), aux)
+
+    def _states(self, batch: Batch, rows: Sequence[Rows | Newest]) -> tuple[Tensor, dict[str, Tensor]]:
+        """States of what the rows of the last block ask for, and auxiliary losses."""
         embedded = self.items(batch)
         places = Places.of(batch)
         x_BLD = embedded.x_BLD + self.position.weight[-places.length :]
         x_ND = self.dropout(self.input_norm(places.pack(x_BLD)))
-        rows = Rows.open(batch)
         for i, block in enumerate(self.blocks):
-            x_ND = block(x_ND, rows)
+            x_ND = block(x_ND, rows[i])
             if i == 0 and embedded.after_block0_BLD is not None:
-                x_ND = x_ND + places.pack(embedded.after_block0_BLD)
-        return Encoded(places.unpack(self.transform(x_ND)), embedded.aux)
-
-    def encode_next(self, batch: Batch) -> Encoded:
-        """The state at a [MASK] after each history, [B, 1, D]."""
-        return super().encode_next(self._with_mask(batch))
+                x_ND = x_ND + rows[i].asking(places.pack(embedded.after_block0_BLD))
+        return self.transform(x_ND), embedded.aux
 
     def scoring(self) -> ScoringTable:
         return self.items.scoring().with_(bias_I=self.bias_I)
@@ -113,7 +122,7 @@ class _Block(nn.Module):
         self.dropout = Dropout(config.dropout)
         init_normal(self)
 
-    def forward(self, x_ND: Tensor, rows: Rows) -> Tensor:
-        x_ND = self.attention_norm(x_ND + self.dropout(self.attention(x_ND, rows)))
+    def forward(self, x_ND: Tensor, rows: Rows | Newest) -> Tensor:
+        x_ND = self.attention_norm(rows.asking(x_ND) + self.dropout(self.attention(x_ND, rows)))
         out_ND: Tensor = self.ffn_norm(x_ND + self.dropout(self.down(F.gelu(self.up(x_ND)))))
         return out_ND

@@ -20,7 +20,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lexrec.models._layers import Linear, Rows
+from lexrec.models._layers import Linear, Newest, Rows
 from lexrec.models.bert4rec import BERT4Rec, BERT4RecConfig
 
 _SMALLEST_NORM = 1e-6
@@ -67,12 +67,10 @@ class LinearAttention(nn.Module):
         self.qkv = Linear(dim, 3 * dim)
         self.out = Linear(dim, dim)
 
-    def forward(self, x_ND: Tensor, rows: Rows) -> Tensor:
+    def forward(self, x_ND: Tensor, rows: Rows | Newest) -> Tensor:
         rows, mixed = rows.grouped(), []
-        for qkv_RWM, is_key_R11W in zip(rows.unpack(self.qkv(x_ND)), rows.may_look, strict=True):
-            qkv_3RHWK = qkv_RWM.view(*qkv_RWM.shape[:2], 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
-            q_RHWK, k_RHWK, v_RHWK = qkv_3RHWK.unbind()
-            y_RHWK = linear_attention(q_RHWK, k_RHWK, v_RHWK, is_key_R11W.transpose(-1, -2))
-            mixed.append(y_RHWK.transpose(1, 2).flatten(2))
-        out_ND: Tensor = self.out(rows.pack(mixed))
+        for q_RHQK, k_RHWK, v_RHWK, may_look in rows.heads(self.qkv, x_ND, self.n_heads):
+            # What one place may look at, all may.
+            mixed.append(linear_attention(q_RHQK, k_RHWK, v_RHWK, may_look.transpose(-1, -2)))
+        out_ND: Tensor = self.out(rows.join(mixed))
         return out_ND

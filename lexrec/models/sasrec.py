@@ -22,6 +22,7 @@ Differences from eSASRec's code: linear layers of SwiGLU have biases; no dropout
 Dimension key: B batch, L positions, N slots, D width.
 """
 
+from collections.abc import Sequence
 from typing import Literal, Self
 
 import torch.nn.functional as F
@@ -30,7 +31,7 @@ from torch import Tensor, nn
 
 from lexrec.data.batch import Batch, Places
 from lexrec.item_encoders.base import ItemEncoder
-from lexrec.models._layers import Attention, Dropout, LayerNorm, Linear, Rows, init_normal
+from lexrec.models._layers import Attention, Dropout, LayerNorm, Linear, Newest, Rows, init_normal
 from lexrec.models.base import Encoded, ModelConfig, SequenceModel
 
 
@@ -82,16 +83,27 @@ class SASRec(SequenceModel):
         self.final_norm = LayerNorm(config.dim) if is_pre_norm else nn.Identity()
 
     def forward(self, batch: Batch) -> Encoded:
+        rows = Rows.causal(batch)
+        x_ND, aux = self._states(batch, [rows] * len(self.blocks))
+        return Encoded(Places.of(batch).unpack(x_ND), aux)
+
+    def encode_next(self, batch: Batch) -> Encoded:
+        """The state that predicts the next item, [B, 1, D]; the last block computes no other."""
+        rows, newest = Rows.causal(batch), Newest.of(batch)
+        x_BD, aux = self._states(batch, [rows] * (len(self.blocks) - 1) + [newest])
+        return Encoded(newest.unpack(x_BD), aux)
+
+    def _states(self, batch: Batch, rows: Sequence[Rows | Newest]) -> tuple[Tensor, dict[str, Tensor]]:
+        """States of what the rows of the last block ask for, and auxiliary losses."""
         embedded = self.items(batch)
         places = Places.of(batch)
         x_BLD = embedded.x_BLD + self.position.weight[-places.length :]
         x_ND = self.dropout(self.input_norm(places.pack(x_BLD)))
-        rows = Rows.causal(batch)
         for i, block in enumerate(self.blocks):
-            x_ND = block(x_ND, rows)
+            x_ND = block(x_ND, rows[i])
             if i == 0 and embedded.after_block0_BLD is not None:
-                x_ND = x_ND + places.pack(embedded.after_block0_BLD)
-        return Encoded(places.unpack(self.final_norm(x_ND)), embedded.aux)
+                x_ND = x_ND + rows[i].asking(places.pack(embedded.after_block0_BLD))
+        return self.final_norm(x_ND), embedded.aux
 
 
 class _Block(nn.Module):
@@ -112,14 +124,15 @@ class _Block(nn.Module):
         self.ffn_gate = Linear(dim, dim) if config.gated else None
         init_normal(self)
 
-    def forward(self, x_ND: Tensor, rows: Rows) -> Tensor:
+    def forward(self, x_ND: Tensor, rows: Rows | Newest) -> Tensor:
         if self.is_pre_norm:
             added_ND = self.dropout(self.attention(self.attention_norm(x_ND), rows))
+            x_ND = rows.asking(x_ND)
             x_ND = x_ND + _gated(self.attention_gate, x_ND, added_ND)
             added_ND = self.dropout(self._feed_forward(self.ffn_norm(x_ND)))
             x_ND = x_ND + _gated(self.ffn_gate, x_ND, added_ND)
         else:
-            x_ND = self.attention_norm(x_ND + self.dropout(self.attention(x_ND, rows)))
+            x_ND = self.attention_norm(rows.asking(x_ND) + self.dropout(self.attention(x_ND, rows)))
             x_ND = self.ffn_norm(x_ND + self.dropout(self._feed_forward(x_ND)))
         return x_ND
 

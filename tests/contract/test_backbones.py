@@ -72,7 +72,7 @@ def test_waiting_is_noticed() -> None:
 @pytest.mark.parametrize("model", MODELS)
 def test_a_training_step_never_waits_for_the_device(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Where nothing is to be waited for, on a CPU, rows are grouped by asking for their lengths.
-    monkeypatch.setattr(_layers, "_may_group", lambda batch: False)
+    monkeypatch.setattr(_layers, "_may_ask", lambda batch: False)
     generator, n_objectives = torch.Generator().manual_seed(0), 0
     for step, batch in steps(model, "id_embedding"):
         with Waits() as waits:

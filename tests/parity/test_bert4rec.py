@@ -87,9 +87,9 @@ def test_bert4rec_is_berts_masked_language_model() -> None:
 
 
 def reads(model: BERT4Rec, batch: Batch) -> Batch:
-    """The batch on which the model calls itself to predict the next item."""
+    """The batch that the model reads to predict the next item."""
     seen: list[Batch] = []
-    handle = model.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    handle = model.items.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     model.encode_next(batch)
     handle.remove()
     return seen[0]
