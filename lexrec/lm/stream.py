@@ -1,7 +1,8 @@
 """Histories as streams of tokens, and attention that keeps them apart.
 
-Packed, all histories of a batch are one row, one after another, each with positions of its own. A history
-has at most C tokens, so a token finds all it may see in its own block of C tokens or in the one before:
+Packed, all histories of a batch are one row, one after another, each with positions of its own. Where no
+history has more than C tokens, a token finds all it may see in its own block of C or in the one before; of
+long ones a block is a quarter, and four come before:
 
     [ a a a b b | b c c c c | c d d e e ]     block 2 looks at blocks 1 and 2, and in them at its own history
 
@@ -21,6 +22,10 @@ from torch import Tensor
 
 from lexrec.lm.routing import Route
 
+_LONG = 128
+"""Histories of more tokens than this are cut into parts."""
+_PARTS = 4
+"""So many."""
 ATTENTION = "lexrec"
 """What the attention is called in transformers' registry."""
 
@@ -41,7 +46,7 @@ class Stream(NamedTuple):
     """int64, from 0 in each history."""
     masks: dict[int | None, Tensor]
     """Where each token may look, for layers that look back without end (None) or over a window: [R, 1, S, T],
-    or [G, 1, C, 2C] for a packed row that is cut into blocks."""
+    or [G, 1, C, T] for a packed row that is cut into blocks."""
     route: Route | None = None
     """None: every token is text."""
     added_RSW: Tensor | None = None
@@ -63,15 +68,13 @@ def packed(history_N: Tensor, position_N: Tensor, is_token_N: Tensor, longest: i
         reach: how far back a token looks.
     """
     N = len(history_N)
-    # A row of one block needs none before it.
-    C = N if longest >= N else longest
-    query_GC = _blocks(torch.arange(N, device=history_N.device), C, fill=-1)
-    near = []
-    for values_N, fill in ((history_N, -1), (is_token_N, False), (position_N, 0)):
-        near.append((_blocks(values_N, C, fill=fill), _with_previous(_blocks(values_N, C, fill=fill), fill)))
-    key_GT = _with_previous(query_GC, -1)
-    (history_GC, history_GT), (_, is_token_GT), (position_GC, position_GT) = near
-    may_look_GCT = (history_GC[:, :, None] == history_GT[:, None]) & is_token_GT[:, None]
+    C, n_before = _block_size(N, longest)
+    place_N = torch.arange(N, device=history_N.device)
+    # What fills up blocks is no place, of no history, and no token.
+    blocks = [_blocks(values_N, C) for values_N in (place_N, history_N, position_N, is_token_N.long())]
+    query_GC, history_GC, position_GC, _ = blocks
+    key_GT, history_GT, position_GT, token_GT = (_with_before(part_GC, n_before) for part_GC in blocks)
+    may_look_GCT = (history_GC[:, :, None] == history_GT[:, None]) & (token_GT == 1)[:, None]
     may_look_GCT &= key_GT[:, None] <= query_GC[:, :, None]
     itself_GCT = key_GT[:, None] == query_GC[:, :, None]
     distance_GCT = position_GC[:, :, None] - position_GT[:, None]
@@ -110,17 +113,25 @@ def _masks(may_look: Tensor, itself: Tensor, distance: Tensor, reach: Reach) -> 
     return masks
 
 
-def _blocks(values_N: Tensor, C: int, fill: int | bool) -> Tensor:
-    """[N] -> [G, C], filled up at the end."""
-    return F.pad(values_N, (0, -len(values_N) % C), value=fill).view(-1, C)
+def _block_size(N: int, longest: int) -> tuple[int, int]:
+    """Tokens of a block, and how many blocks before its own a token must see to see all of its history."""
+    if longest >= N:
+        return N, 0
+    # Smaller blocks look at less that is not theirs: 5/4 of the longest history, not twice as much.
+    C = longest if longest <= _LONG else -(-longest // _PARTS // 8) * 8
+    n_before = -(-longest // C)
+    return C, min(n_before, -(-N // C) - 1)
 
 
-def _with_previous(values_GC: Tensor, fill: int | bool) -> Tensor:
-    """Each block after the one before it, [G, 2C]; a lone block stays as it is."""
-    if len(values_GC) == 1:
-        return values_GC
-    before_GC = torch.cat([torch.full_like(values_GC[:1], fill), values_GC[:-1]])
-    return torch.cat([before_GC, values_GC], 1)
+def _blocks(values_N: Tensor, C: int) -> Tensor:
+    """[N] -> [G, C], filled up with -1 at the end."""
+    return F.pad(values_N, (0, -len(values_N) % C), value=-1).view(-1, C)
+
+
+def _with_before(values_GC: Tensor, n_before: int) -> Tensor:
+    """Each block after those before it, [G, (n_before + 1) C]; -1 before the first."""
+    padded_GC = F.pad(values_GC, (0, 0, n_before, 0), value=-1)
+    return padded_GC.unfold(0, n_before + 1, 1).transpose(1, 2).flatten(1)
 
 
 def register() -> None:
@@ -160,7 +171,9 @@ def _attend(
         return y_RHSK.transpose(1, 2), None
     N, C = q_RHSK.shape[2], mask.shape[2]
     q_GHCK, k_GHCK, v_GHCK = (_cut(part, C) for part in (q_RHSK, k_RHTK, v_RHTK))
-    y_GHCK = F.scaled_dot_product_attention(q_GHCK, _doubled(k_GHCK), _doubled(v_GHCK), **how)
+    n_before = mask.shape[3] // C - 1
+    k_GHTK, v_GHTK = (_keys_with_before(part, n_before) for part in (k_GHCK, v_GHCK))
+    y_GHCK = F.scaled_dot_product_attention(q_GHCK, k_GHTK, v_GHTK, **how)
     y_NHK = y_GHCK.transpose(1, 2).flatten(0, 1)[:N]
     return y_NHK[None], None
 
@@ -171,10 +184,10 @@ def _cut(x_1HNK: Tensor, C: int) -> Tensor:
     return x_HNK.view(len(x_HNK), -1, C, x_HNK.shape[2]).transpose(0, 1)
 
 
-def _doubled(x_GHCK: Tensor) -> Tensor:
-    """Each block's keys or values after those of the block before, [G, H, 2C, K]."""
-    before_GHCK = torch.cat([torch.zeros_like(x_GHCK[:1]), x_GHCK[:-1]])
-    return torch.cat([before_GHCK, x_GHCK], 2)
+def _keys_with_before(x_GHCK: Tensor, n_before: int) -> Tensor:
+    """Each block's keys or values after those of the blocks before, [G, H, (n_before + 1) C, K]."""
+    padded_GHCK = F.pad(x_GHCK, (0, 0, 0, 0, 0, 0, n_before, 0))
+    return torch.cat([padded_GHCK[i : i + len(x_GHCK)] for i in range(n_before + 1)], 2)
 
 
 Layers = tuple[tuple[Tensor, Tensor], ...]

@@ -1,5 +1,7 @@
 """Packed histories never see each other's tokens, blocks or not, and each reads as if it were alone."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor
@@ -19,9 +21,9 @@ def load(family: str = "llama", **options: object) -> loading.LanguageModel:
     return loading.load(LmConfig(model=str(folder(family)), **options))
 
 
-def histories() -> list[Tensor]:
+def histories(lengths: Sequence[int] = LENGTHS) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return [torch.randn(length, WIDTH, generator=generator) for length in LENGTHS]
+    return [torch.randn(length, WIDTH, generator=generator) for length in lengths]
 
 
 def one_row(parts: list[Tensor], n_unused: int = 2) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -41,6 +43,18 @@ def test_packed_equals_each_alone_as_the_family_itself_reads_it(family: str, lon
     lm, parts = load(family), histories()
     x_1NW, *facts = one_row(parts)
     together_1NW = lm.decode(x_1NW, packed(*facts, longest, Reach(None, lm.window)))
+    alone_NW = torch.cat([lm.decoder(inputs_embeds=part[None], use_cache=False)[0][0] for part in parts])
+    assert_close(together_1NW[0, : len(alone_NW)], alone_NW, atol=1e-5, rtol=1e-4)
+
+
+@families
+@torch.no_grad()
+def test_long_histories_are_cut_into_parts_and_read_alike(family: str) -> None:
+    lm, parts = load(family), histories((30, 160, 7, 159, 101))
+    x_1NW, *facts = one_row(parts)
+    stream = packed(*facts, 160, Reach(None, lm.window))
+    assert stream.masks[None].shape == (12, 1, 40, 200)
+    together_1NW = lm.decode(x_1NW, stream)
     alone_NW = torch.cat([lm.decoder(inputs_embeds=part[None], use_cache=False)[0][0] for part in parts])
     assert_close(together_1NW[0, : len(alone_NW)], alone_NW, atol=1e-5, rtol=1e-4)
 
