@@ -1,8 +1,8 @@
 """Attention over packed rows on a GPU: one kernel forward, one backward, for rows that fit one tile.
 
 A program does one head of one row. It reads the row's items where they are among the slots: nothing is
-padded, masks are compared, not stored, and the backward pass makes the weights anew, dropout included: whether a
-weight is dropped is a hash of its place and of a number drawn for the call.
+padded, masks are compared, not stored, and the backward pass makes the weights anew, dropout included: whether one is
+dropped is a hash of its place and of a number drawn for the call.
 
 Dimension key: N slots, M = 3 x D, B rows, D width, i, j: items of a row, k: of a head's width.
 """
@@ -21,9 +21,12 @@ _LONGEST, _WIDEST = 128, 128
 """Row length and head width up to which a row fits one tile."""
 
 
-def fits(longest: int, head_width: int) -> bool:
-    """True where rows of this length and heads of this width can be done here."""
-    return longest <= _LONGEST and head_width <= _WIDEST
+def fits(longest: int, head_width: int, dtype: torch.dtype) -> bool:
+    """True where rows of this length and heads of this width can be done here: 16 bits alone.
+
+    Exact products of float32 tiles are unrolled, which takes the compiler up to minutes.
+    """
+    return dtype.itemsize == 2 and longest <= _LONGEST and head_width <= _WIDEST
 
 
 def packed_attention(qkv_NM: Tensor, rows: PackedRows, n_heads: int, dropout: float) -> Tensor:

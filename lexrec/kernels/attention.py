@@ -2,8 +2,8 @@
 
     y = dropout(softmax(q k' / sqrt(K))) v        over the items of a row, causal or not
 
-On a GPU and for rows that fit one tile this is `_attention_triton.py`; elsewhere rows are laid side by side
-at the longest one's length and PyTorch's attention does the rest.
+On a GPU, in 16 bits and for rows that fit one tile, this is `_attention_triton.py`; elsewhere rows are laid
+side by side at the longest one's length and PyTorch's attention does the rest.
 
 Dimension key: N slots, M = 3 x D, B rows, L places of a row, D width, H heads, K head width.
 """
@@ -40,7 +40,7 @@ def packed_attention(qkv_NM: Tensor, rows: PackedRows, n_heads: int, dropout: fl
     if qkv_NM.is_cuda:
         from lexrec.kernels import _attention_triton
 
-        if _attention_triton.fits(rows.longest, qkv_NM.shape[1] // 3 // n_heads):
+        if _attention_triton.fits(rows.longest, qkv_NM.shape[1] // 3 // n_heads, qkv_NM.dtype):
             return _attention_triton.packed_attention(qkv_NM, rows, n_heads, dropout)
     return _side_by_side(qkv_NM, rows, n_heads, dropout)
 

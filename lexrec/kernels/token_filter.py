@@ -42,12 +42,17 @@ class ShiftedGumbel:
         self.n_tokens = n_tokens
         self.step = 4 if n_tokens >= _LONG else 1
         """Rows of long vectors begin at multiples of this: a GPU then reads 16 bytes at once."""
+        self.log_3V, self.place_M = self._drawn(n_rows, device)
+        """Minus the draws, thrice, so that nobody who reads on has to turn back; where each row begins, in steps."""
+
+    def _drawn(self, n_rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        if device.type == "cuda":
+            from lexrec.kernels import _token_filter_triton
+
+            return _token_filter_triton.drawn_noise(n_rows, self.n_tokens, self.step, device)
         # float32 always: bf16 has too few bits for the tail that decides a maximum over V.
-        log_V = torch.empty(n_tokens, device=device).exponential_().log_()
-        self.log_3V = log_V.repeat(3)
-        """Minus the draws, thrice, so that nobody who reads on has to turn back."""
-        self.place_M = torch.randint(n_tokens // self.step, (n_rows,), device=device)
-        """Where each row begins, in steps."""
+        log_3V = torch.empty(self.n_tokens, device=device).exponential_().log_().repeat(3)
+        return log_3V, torch.randint(self.n_tokens // self.step, (n_rows,), device=device)
 
     def rows(self, first: int, last: int) -> Tensor:
         """Noise of rows first..last-1, [last - first, V]."""
@@ -77,7 +82,10 @@ def choose_tokens(
     if token_VD.is_cuda and token_VD.shape[1] <= _WIDEST and k <= _LONGEST and len(query_MD):
         from lexrec.kernels import _token_filter_triton
 
-        factor = torch.as_tensor(scale, dtype=torch.float32, device=token_VD.device)
+        if not isinstance(scale, Tensor):
+            # Filled, not copied from the host, which no captured step may do.
+            scale = torch.full((), scale, device=token_VD.device)
+        factor = scale.to(token_VD.device, torch.float32)
         return _token_filter_triton.choose(query_MD, token_VD, k, factor, noise)
     score = _Scores(F.normalize(query_MD, dim=-1), token_VD, scale, noise)
     chosen = [top_k(score.of(part), k) for part in score.chunks()]

@@ -13,7 +13,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import ParamSpec, Protocol, TypeVar
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -22,17 +22,15 @@ from lexrec.config import TrainConfig
 from lexrec.data.batch import Batch
 from lexrec.data.windows import Batches
 from lexrec.errors import RunError
+from lexrec.objectives.base import Targets
 from lexrec.training.step import Step
-
-Given = ParamSpec("Given")
-Found = TypeVar("Found")
 
 _WARM_STEPS = 2
 """Steps of each shape that run call by call first: libraries set themselves up, moments are allocated."""
 EAGER = "LEXREC_EAGER"
 """Environment variable: 1 runs every step call by call."""
 COMPILE = "LEXREC_COMPILE"
-"""Environment variable: 1 compiles what a step computes, on a GPU: half a minute for shorter steps."""
+"""Environment variable: 1 compiles model and loss, on a GPU: half a minute for shorter steps."""
 
 
 class Update:
@@ -43,13 +41,14 @@ class Update:
     ) -> None:
         self.step, self.optimizer, self.generator, self.config = step, optimizer, generator, config
         self.arithmetic = _arithmetic(generator.device, config)
-        self._prepare = _maybe_compiled(step.objective.prepare, generator.device)
-        self._losses = _maybe_compiled(step.__call__, generator.device)
+        self._losses: Callable[[Batch, Targets], dict[str, Tensor]] = step
+        if generator.device.type == "cuda" and _is_set(COMPILE):
+            self._losses = torch.compile(step, dynamic=False)
 
     def __call__(self, batch: Batch) -> Tensor:
         """The loss before the step, detached and on the device."""
         self.optimizer.zero_grad(set_to_none=True)
-        targets = self._prepare(batch, self.generator)
+        targets = self.step.objective.prepare(batch, self.generator)
         with self.arithmetic:
             loss: Tensor = self._losses(batch, targets)["loss"]
         torch.autograd.backward(loss)
@@ -99,7 +98,6 @@ class GraphRunner:
 
     def __init__(self, update: Update, epoch: Batches) -> None:
         self._update, self._epoch = update, epoch
-        self._cut = _maybe_compiled(epoch.batch_at, epoch.device)
         self._at_1 = torch.zeros(1, dtype=torch.int64, device=epoch.device)
         self._loss_T = torch.zeros(len(epoch), device=epoch.device)
         self._stream = torch.cuda.Stream(epoch.device)  # type: ignore[no-untyped-call]
@@ -130,7 +128,7 @@ class GraphRunner:
         return self._loss_T[i]
 
     def _whole(self, capacity: int) -> None:
-        loss = self._update(self._cut(self._at_1, capacity))
+        loss = self._update(self._epoch.batch_at(self._at_1, capacity))
         self._loss_T.index_copy_(0, self._at_1, loss.float().view(1))
         self._at_1 += 1
 
@@ -147,13 +145,6 @@ class GraphRunner:
                 f"set {EAGER}=1 to run it call by call"
             ) from error
         return graph
-
-
-def _maybe_compiled(function: Callable[Given, Found], device: torch.device) -> Callable[Given, Found]:
-    if device.type != "cuda" or not _is_set(COMPILE):
-        return function
-    compiled: Callable[Given, Found] = torch.compile(function, dynamic=False)
-    return compiled
 
 
 def _is_set(variable: str) -> bool:

@@ -19,7 +19,7 @@ from tests import components
 from tests.unit.training.test_loop import Stop, StopAt, small
 from tests.worlds import world
 
-EPOCHS = 3
+EPOCHS, SEED = 3, 3
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def trainer(
 
 
 def losses(one: Trainer) -> Tensor:
-    torch.manual_seed(3)
+    torch.manual_seed(SEED)
     tracker = Losses()
     one.fit([tracker])
     return torch.stack(tracker.loss_T).cpu()
@@ -101,16 +101,20 @@ def test_captured_steps_on_streamed_batches_are_the_same_steps(
     torch.testing.assert_close(found, resident, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.gpu
-def test_a_captured_run_that_was_stopped_goes_on_as_if_it_had_not(
-    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(
+    device: str, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = losses(trainer(data, tmp_path / "whole", "sasrec", "id_embedding", "next_item"))
+    def sasrec(name: str) -> Trainer:
+        return trainer(data, tmp_path / name, "sasrec", "id_embedding", "next_item", device)
+
+    whole = losses(sasrec("whole"))
     monkeypatch.setattr("lexrec.training.loop._CHECKPOINT_SECONDS", 0.0)
-    torch.manual_seed(3)
+    cut = sasrec("cut")
+    torch.manual_seed(SEED)
     with pytest.raises(Stop):
-        trainer(data, tmp_path / "cut", "sasrec", "id_embedding", "next_item").fit([StopAt(17)])
-    rest = losses(trainer(data, tmp_path / "cut", "sasrec", "id_embedding", "next_item"))
+        cut.fit([StopAt(17)])
+    rest = losses(sasrec("cut"))
     # The power went before the checkpoint of step 17 was written.
     assert len(rest) == len(whole) - 16
     torch.testing.assert_close(rest, whole[16:], rtol=1e-4, atol=1e-4)
