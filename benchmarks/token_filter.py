@@ -1,6 +1,6 @@
 """What does MLTFR add to a training step of its backbone? One JSON line.
 
-    python benchmarks/token_filter.py [--data data/beauty] [--arms plain,sequence,prefix,six] [--mode eager,graph]
+    python benchmarks/token_filter.py [--data data/beauty] [--arms plain,sequence,prefix,six] [--mode graph]
 
 Arms: the backbone alone; with the four tables of the paper (3 x 32100 x 768 and 32000 x 4096), interest by
 the whole row or by each prefix; with the six tables of its figure 3. Tables hold noise of these shapes, which

@@ -106,7 +106,9 @@ class CrossAttention(nn.Module):
         maps = (*before, self.key, self.value)
         none_D = self.query.weight.new_zeros(len(self.query.weight))
         biases = [none_D if one.bias is None else one.bias for one in maps]
-        return torch.cat([*(one.weight for one in maps)]), torch.cat(biases)
+        weights: list[Tensor] = []
+        weights.extend(one.weight for one in maps)
+        return torch.cat(weights), torch.cat(biases)
 
     def rows(self, table: Tensor) -> Tensor:
         """Table rows in the arithmetic of the weights."""

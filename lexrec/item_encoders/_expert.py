@@ -11,8 +11,8 @@ How the choice gets a gradient (`estimator`):
     release   the same weights, renormalised by their sum over K
 
 There are two ways to the same numbers. The plain one reads the table twice: aligned, to choose, and for
-the chosen rows. On a GPU, where reading a table costs more than multiplying it, alignment, keys and values are
-one product, and attention reads its rows by token (kernels/token_attention.py).
+the chosen rows. On a GPU, where reading a table costs more than multiplying it, alignment, keys and values
+are one product, and attention reads its rows by token (kernels/token_attention.py).
 
 Dimension key: M interests, U attending units of Q queries each, V tokens, W LLM width, K chosen tokens,
 D width, H heads.

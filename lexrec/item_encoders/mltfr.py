@@ -42,6 +42,7 @@ from lexrec.item_encoders._side_by_side import side_by_side
 from lexrec.item_encoders._table_options import prepared_tables
 from lexrec.item_encoders.base import Catalogue, Embedded, ExpertView, ItemEncoder, ScoringTable
 from lexrec.kernels.dense import linear
+from lexrec.kernels.gated_mixture import capped, gated_mixture
 from lexrec.tokens.table import TokenTable
 
 
@@ -80,10 +81,10 @@ class Mltfr(ItemEncoder):
         plain = self.items(batch)
         e_BLD = plain.x_BLD
         asked, places = self._interests(batch, e_BLD)
-        mixed_UQD = self._mix(asked)
-        mixed_BLD = mixed_UQD.view_as(e_BLD) if places is None else places.unpack(mixed_UQD[:, 0])
+        added_UQD = self._added(asked)
+        added_BLD = added_UQD.view_as(e_BLD) if places is None else places.unpack(added_UQD[:, 0])
         # Backbones that mix positions freely would carry what stands at padding into the items.
-        added_BLD = self._capped(mixed_BLD, e_BLD) * batch.is_item_BL[:, :, None]
+        added_BLD = added_BLD * batch.is_item_BL[:, :, None]
         if self.config.inject == "input":
             return Embedded(e_BLD + added_BLD, plain.aux, plain.after_block0_BLD)
         if plain.after_block0_BLD is not None:
@@ -116,32 +117,28 @@ class Mltfr(ItemEncoder):
         for consensus in self.consensus:
             consensus.agree(experts, weight_E)  # type: ignore[operator]
 
-    def _mix(self, asked: Interests) -> Tensor:
-        """What the experts, and in Round 2 their consensus, add to each query (eq. 15)."""
-        gate_UQE = self._gate(asked.query_UQD)
-        out_UQD, chosen_E = zip(*side_by_side(list(self.experts), asked), strict=True)
-        mixed_UQD: Tensor = (gate_UQE[..., None] * torch.stack(out_UQD, dim=2)).sum(2)
+    def _added(self, asked: Interests) -> Tensor:
+        """What the experts, and in Round 2 their consensus, add to each query (eq. 15).
+
+        What experts add is much alike for all users and positions. Unbounded, it outgrows the item vectors
+        eightfold within two epochs, and what dropout does to it drowns them: hence the cap.
+        """
+        gate_RE = self._gate(asked.query_UQD).flatten(0, 1)
+        out_EUQD, chosen_E = zip(*side_by_side(list(self.experts), asked), strict=True)
+        out_ERD, vector_RD = torch.stack(out_EUQD).flatten(1, 2), asked.query_UQD.flatten(0, 1)
+        cap = self.config.cap
+        if not self.consensus:
+            return gated_mixture(gate_RE, out_ERD, vector_RD, cap).view_as(asked.query_UQD)
+        added_UQD = gated_mixture(gate_RE, out_ERD, vector_RD, None).view_as(asked.query_UQD)
         for consensus in self.consensus:
             assert self.config.consensus is not None
             alpha = self.config.consensus.alpha / len(self.consensus)
-            mixed_UQD = mixed_UQD + alpha * consensus(asked, list(self.experts), chosen_E)
-        return mixed_UQD
-
-    def _capped(self, mixed_BLD: Tensor, e_BLD: Tensor) -> Tensor:
-        """The mixture, shortened where it would outgrow the item vector.
-
-        What experts add is much alike for all users and positions. Unbounded, it outgrows the item vectors
-        eightfold within two epochs, and what dropout does to it drowns them.
-        """
-        if self.config.cap is None:
-            return mixed_BLD
-        longest_BL1 = self.config.cap * e_BLD.detach().norm(dim=-1, keepdim=True)
-        length_BL1 = mixed_BLD.norm(dim=-1, keepdim=True).clamp(min=1e-12)
-        capped_BLD: Tensor = mixed_BLD * (longest_BL1 / length_BL1).clamp(max=1)
-        return capped_BLD
+            added_UQD = added_UQD + alpha * consensus(asked, list(self.experts), chosen_E)
+        return added_UQD if cap is None else capped(added_UQD, asked.query_UQD, cap)
 
     def _gate(self, query_UQD: Tensor) -> Tensor:
-        gate_UQE = linear(query_UQD, self.gate.weight, self.gate.bias).softmax(dim=-1)
+        """Logits of the gate."""
+        gate_UQE = linear(query_UQD, self.gate.weight, self.gate.bias)
         return gate_UQE.softmax(dim=-1) if self.config.gate == "double_softmax" else gate_UQE
 
     def _interests(self, batch: Batch, e_BLD: Tensor) -> tuple[Interests, Places | None]:
@@ -179,7 +176,7 @@ class Mltfr(ItemEncoder):
         mean_BLD = prefix_means(batch, e_BLD, self.mask_index)
         interest_BD = mean_BLD[:, -1] if self.anchors is None else self.anchors.newest(batch, mean_BLD)
         query_B1D = e_BLD[:, -1:]
-        gate_BE = self._gate(query_B1D)[:, 0]
+        gate_BE = self._gate(query_B1D)[:, 0].softmax(dim=-1)
         asked = self._whole_rows(query_B1D, interest_BD)
         views = []
         for m, expert in enumerate(self.experts):

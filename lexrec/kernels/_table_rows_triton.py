@@ -76,7 +76,21 @@ def chunk_sums(
     last = tl.minimum(first + CHUNK, R)
     if tl.load(sorted_ptr + first) == tl.load(sorted_ptr + last - 1):
         pulled_D, of_key_HC, of_value_HC = _sums(
-            query_ptr, grad_ptr, direction_ptr, slope_ptr, share_ptr, order_ptr, first, last, K, H, C, BH, BC, BD, BN
+            query_ptr,
+            grad_ptr,
+            direction_ptr,
+            slope_ptr,
+            share_ptr,
+            order_ptr,
+            first,
+            last,
+            K,
+            H,
+            C,
+            BH,
+            BC,
+            BD,
+            BN,
         )
         _store_three(sum_ptr + i * (3 * H * C), pulled_D, of_key_HC, of_value_HC, H, C, BH, BC, BD)
 
@@ -117,10 +131,38 @@ def summed_rows(
     first, last = tl.cdiv(start, CHUNK), end // CHUNK
     head_end, tail_start = tl.minimum(first * CHUNK, end), tl.maximum(last * CHUNK, first * CHUNK)
     pulled_D, of_key_HC, of_value_HC = _sums(
-        query_ptr, grad_ptr, direction_ptr, slope_ptr, share_ptr, order_ptr, start, head_end, K, H, C, BH, BC, BD, BN
+        query_ptr,
+        grad_ptr,
+        direction_ptr,
+        slope_ptr,
+        share_ptr,
+        order_ptr,
+        start,
+        head_end,
+        K,
+        H,
+        C,
+        BH,
+        BC,
+        BD,
+        BN,
     )
     more_D, more_key_HC, more_value_HC = _sums(
-        query_ptr, grad_ptr, direction_ptr, slope_ptr, share_ptr, order_ptr, tail_start, end, K, H, C, BH, BC, BD, BN
+        query_ptr,
+        grad_ptr,
+        direction_ptr,
+        slope_ptr,
+        share_ptr,
+        order_ptr,
+        tail_start,
+        end,
+        K,
+        H,
+        C,
+        BH,
+        BC,
+        BD,
+        BN,
     )
     pulled_D, of_key_HC, of_value_HC = pulled_D + more_D, of_key_HC + more_key_HC, of_value_HC + more_value_HC
     d, h, c = tl.arange(0, BD), tl.arange(0, BH)[:, None], tl.arange(0, BC)[None, :]
@@ -135,7 +177,9 @@ def summed_rows(
         tl.store(pulled_ptr + token, pull)
     else:
         pulled_D *= 0.0
-    _store_three(row_ptr + token * (3 * H * C), pulled_D, of_key_HC * sharpness, of_value_HC, H, C, BH, BC, BD)
+    _store_three(
+        row_ptr + token * (3 * H * C), pulled_D, of_key_HC * sharpness, of_value_HC, H, C, BH, BC, BD
+    )
 
 
 @triton.jit
@@ -218,7 +262,7 @@ def _sums(
 
 @triton.jit
 def _through_cosine(aligned_ptr, pulled_D, scale_ptr, D: tl.constexpr, BD: tl.constexpr):
-    """Gradient of an aligned row through scale * cos, given that of the row of length 1; and that of the scale."""
+    """Gradients of an aligned row and of the scale through scale * cos, given that of the row of length 1."""
     d = tl.arange(0, BD)
     aligned_D = tl.load(aligned_ptr + d, d < D, 0.0).to(tl.float32)
     length = tl.maximum(tl.sqrt(tl.sum(aligned_D * aligned_D, 0)), 1e-12)

@@ -111,7 +111,7 @@ def _backward_of_one(asked: Asked, grad_U1D: Tensor) -> Gradients:
         start_V = torch.searchsorted(sorted_C, torch.arange(V + 1, device=sorted_C.device, dtype=torch.int32))
         n_chunks = triton.cdiv(U * K, _CHUNK)
         sum_NX = grad_U1D.new_empty(n_chunks, X, dtype=torch.float32)
-        sizes = {**shape, "BD": triton.next_power_of_2(X // 3), "BN": 8, "CHUNK": _CHUNK, "num_warps": 1}
+        sizes = {**shape, "BD": triton.next_power_of_2(X // 3), "BN": 4, "CHUNK": _CHUNK, "num_warps": 1}
         chunk_sums[(n_chunks,)](*vectors, order_C, sorted_C, sum_NX, U * K, K, **sizes)
         summed_rows[(V,)](
             *vectors, order_C, start_V, sum_NX, *found, *numbers, **sizes, LEARNS=asked.scale is not None

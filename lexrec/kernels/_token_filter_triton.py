@@ -57,6 +57,16 @@ def choose(
     return chosen_MK
 
 
+def drawn_noise(n_rows: int, n_tokens: int, step: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """`log_3V` and `place_M` of a `ShiftedGumbel`, from one draw of torch's generator."""
+    seed = torch.empty(1, dtype=torch.int64, device=device).random_(2**31 - 1)
+    log_3V = torch.empty(3 * n_tokens, device=device)
+    place_M = torch.empty(n_rows, dtype=torch.int64, device=device)
+    grid = (triton.cdiv(max(3 * n_tokens, n_rows), 512),)
+    _draw[grid](seed, log_3V, place_M, n_rows, n_tokens, n_tokens // step, B=512)
+    return log_3V, place_M
+
+
 def unit_rows(x_RD: Tensor, dtype: torch.dtype) -> Tensor:
     """Rows scaled to length 1, contiguous."""
     R, D = x_RD.shape
@@ -297,6 +307,15 @@ def _ordered(value):
     """float32 as uint32 in the same order."""
     bits = value.to(tl.int32, bitcast=True)
     return (bits ^ ((bits >> 31) | -2147483648)).to(tl.uint32, bitcast=True)
+
+
+@triton.jit
+def _draw(seed_ptr, log_ptr, place_ptr, M, V, n_places, B: tl.constexpr):
+    i, seed = tl.program_id(0) * B + tl.arange(0, B), tl.load(seed_ptr)
+    # -log of a uniform number is an exponential one.
+    tl.store(log_ptr + i, tl.log(-tl.log(tl.rand(seed, i % V))), i < 3 * V)
+    place = tl.randint(seed, V + i).to(tl.uint32, bitcast=True) % n_places.to(tl.uint32)
+    tl.store(place_ptr + i, place.to(tl.int64), i < M)
 
 
 @triton.jit

@@ -43,7 +43,7 @@ class ShiftedGumbel:
         self.step = 4 if n_tokens >= _LONG else 1
         """Rows of long vectors begin at multiples of this: a GPU then reads 16 bytes at once."""
         self.log_3V, self.place_M = self._drawn(n_rows, device)
-        """Minus the draws, thrice, so that nobody who reads on has to turn back; where each row begins, in steps."""
+        """Minus the draws, thrice, so that none who reads on has to turn back; where rows begin, in steps."""
 
     def _drawn(self, n_rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
         if device.type == "cuda":

@@ -211,6 +211,20 @@ def test_each_row_of_shifted_noise_is_a_gumbel_vector() -> None:
     assert torch.equal(noise_MV[0].sort().values, noise_MV[1].sort().values)
 
 
+def test_kernels_draw_the_same_noise(interpreted: Interpreted) -> None:
+    kernels = interpreted("_token_filter_triton")
+    torch.manual_seed(0)
+    log_3V, place_M = kernels.drawn_noise(500, 2000, 4, torch.device("cpu"))
+    noise_V = -log_3V[:2000]
+    assert torch.equal(log_3V, log_3V[:2000].repeat(3))
+    assert noise_V.mean().item() == pytest.approx(0.5772, abs=0.1)
+    assert noise_V.var().item() == pytest.approx(math.pi**2 / 6, rel=0.15)
+    assert len(noise_V.unique()) == 2000
+    assert ((place_M >= 0) & (place_M < 500)).all()
+    assert place_M.float().mean().item() == pytest.approx(250, abs=25)
+    assert not torch.equal(kernels.drawn_noise(500, 2000, 4, torch.device("cpu"))[0], log_3V)
+
+
 def test_the_same_seed_gives_the_same_choice() -> None:
     query_MD, token_VD = torch.randn(5, 4), F.normalize(torch.randn(90, 4), dim=1)
     chosen = []
