@@ -22,6 +22,7 @@ from lexrec.models.idiomoe import Idiomoe, IdiomoeConfig
 from lexrec.training.step import Step
 from tests import components, language_models
 from tests.components import DIM, MAX_LEN, N_ITEMS, build_encoder, ragged
+from tests.contract.test_backbones import Waits
 
 FAMILIES = language_models.FAMILIES
 
@@ -166,6 +167,14 @@ def test_it_learns(adapter: str, columns: tuple[str, ...]) -> None:
         optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.6 * losses[0]
+
+
+@each
+def test_a_training_step_never_waits_for_the_device(adapter: str) -> None:
+    model = built(adapter).train()
+    with Waits() as waits:
+        one_loss(model)["loss"].backward()
+    assert waits.found == set()
 
 
 @each

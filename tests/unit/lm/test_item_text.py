@@ -23,6 +23,7 @@ from lexrec.training.step import Step
 from lexrec.training.train import train
 from tests import components, language_models
 from tests.components import DIM, MAX_LEN, N_ITEMS, build_encoder, ragged
+from tests.contract.test_backbones import Waits
 from tests.worlds import world
 
 FAMILIES = language_models.FAMILIES
@@ -171,6 +172,17 @@ def test_title_llm_has_no_item_table_and_learns_from_titles() -> None:
         losses.append(float(loss.detach()))
     # The titles of items and those of histories are read by the same weights.
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+
+
+@pytest.mark.parametrize("options", [{"text_as": "vector"}, {"text_as": "items", "read_at": "end"}])
+def test_a_training_step_never_waits_for_the_device(options: dict[str, str]) -> None:
+    goal = components.build_objective(
+        "next_item", loss="sampled_softmax", shared_negatives=True, n_negatives=4
+    )
+    step, batch = Step(built(**options).train(), goal), components.cycles(4)
+    with Waits() as waits:
+        step(batch, goal.prepare(batch, torch.Generator().manual_seed(0)))["loss"].backward()
+    assert waits.found == set()
 
 
 def test_what_does_not_fit_is_refused() -> None:
