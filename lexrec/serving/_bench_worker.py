@@ -31,10 +31,10 @@ from lexrec.training.checkpoint import Progressed
 from lexrec.training.evaluate_run import evaluate
 from lexrec.training.train import train
 
-_WARM_STEPS = 10
+_WARM_STEPS = {"cpu": 3, "cuda": 10}
 """First steps set libraries up; on a GPU, graphs are captured."""
-_LOOK_EVERY = 8
-"""Steps between two looks at the clock; each waits for the device."""
+_LOOK_EVERY = {"cpu": 1, "cuda": 8}
+"""Steps between two looks at the clock; on a GPU each waits for the device."""
 _WARM_CALLS = 5
 _K = 20
 _TOGETHER = 256
@@ -51,6 +51,7 @@ class _Clock:
 
     def __init__(self, seconds: float, device: torch.device) -> None:
         self._seconds, self._device = seconds, device
+        self._n_warm, self._every = _WARM_STEPS[device.type], _LOOK_EVERY[device.type]
         self._began = self.elapsed = 0.0
         self.n_steps = self.n_items = 0
 
@@ -58,11 +59,11 @@ class _Clock:
         pass
 
     def step(self, at: Progressed, loss: Tensor, n_items: int) -> None:
-        if at.step < _WARM_STEPS:
+        if at.step < self._n_warm:
             return
-        if at.step > _WARM_STEPS:
+        if at.step > self._n_warm:
             self.n_steps, self.n_items = self.n_steps + 1, self.n_items + n_items
-        if (at.step - _WARM_STEPS) % _LOOK_EVERY == 0:
+        if (at.step - self._n_warm) % self._every == 0:
             self._look()
 
     def validated(self, at: Progressed, metrics: dict[str, float], is_best: bool) -> None:
