@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-_BETWEEN = "; "
+_BETWEEN = ";"
 """Between two columns of an item's text."""
 
 
@@ -113,7 +113,7 @@ def read_texts(
     Args:
         item_table: row i is item index i + 1.
         columns: which of its columns, in this order.
-        text_len: tokens of an item's text that are kept.
+        text_len: tokens of each column's text that are kept.
         tokenizer: transformers' tokenizer of the language model.
 
     Raises:
@@ -129,11 +129,20 @@ def read_texts(
             "prepare it again with --items FILE --title COLUMN, or set model.columns=[] for ids alone"
         )
     values = [item_table[column].to_pylist() for column in columns]
-    texts = [_BETWEEN.join(str(part) for part in row if part) for row in zip(*values, strict=True)]
-    if not any(texts):
+    if not any(value for column in values for value in column):
         raise ConfigError(f"model.columns: no item has any text in {', '.join(columns)}")
-    rows = tokenizer([f" {text}" if text else "" for text in texts], add_special_tokens=False)["input_ids"]
-    rows = [[], *(row[:text_len] for row in rows), []]
+    between = _cut(tokenizer, [_BETWEEN])[0]
+    cut = [_cut(tokenizer, [f" {value}" if value else "" for value in column]) for column in values]
+    rows: list[list[int]] = [[]]
+    for texts in zip(*cut, strict=True):
+        kept = [text[:text_len] for text in texts if text]
+        rows.append([token for i, text in enumerate(kept) for token in (between if i else []) + text])
+    rows.append([])
     longest = max(len(row) for row in rows)
     token_IT = torch.tensor([row + [0] * (longest - len(row)) for row in rows], dtype=torch.int64)
     return Prompt(token_IT, torch.tensor([len(row) for row in rows], dtype=torch.int64))
+
+
+def _cut(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    found: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    return found

@@ -63,7 +63,7 @@ class IdiomoeConfig(ModelConfig):
     but the state after its text (Title-LLM); the item encoder is not used, and an objective that samples
     negatives reads theirs alone."""
     text_len: int = Field(16, ge=1)
-    """Tokens of an item's text that are kept."""
+    """Tokens of each column's text that are kept."""
     read_at: Literal["item", "end"] = "item"
     """Token of an event at which the next item is predicted: its item token, which passes the item experts
     and has seen the texts of earlier events, or the last token of its text, which has seen that too."""

@@ -28,7 +28,7 @@ from tests.language_models import FAMILIES, N_TOKENS, WIDTH, folder
 from tests.worlds import world
 
 families = pytest.mark.parametrize("family", FAMILIES)
-TEXT = ("model.columns=[title, category]", "model.text_len=5")
+TEXT = ("model.columns=[title, category]", "model.text_len=3")
 
 
 def built(family: str = "llama", *overrides: str, table: pa.Table | None = None) -> Idiomoe:
@@ -162,8 +162,10 @@ def test_a_prompt_is_read_as_the_language_model_would_read_it(family: str) -> No
     vectors = []
     with torch.no_grad():
         for item in item_rows:
-            text = f"{table['title'][item - 1]} ; {table['category'][item - 1]}"
-            words = text.replace(",", " , ").split()[:5]
+            title, category = (
+                str(table[name][item - 1]).replace(",", " , ") for name in ("title", "category")
+            )
+            words = [*title.split()[:3], ";", *category.split()[:3]]
             tokens = torch.tensor([token_of.get(word, token_of["<unk>"]) for word in words])
             vectors += [
                 model.lm.scale * model.items.lookup(torch.tensor([item])),
