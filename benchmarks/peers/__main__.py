@@ -50,21 +50,27 @@ def setup(home: Path, peers: Sequence[str]) -> None:
 def run(plan: Plan) -> Iterator[dict[str, Any]]:
     """Measure in turns: a library, lexrec, the next library, lexrec, ..., over and over."""
     here, setting = here_and_now(), Setting(is_tuned=plan.is_tuned)
-    for peer in ("lexrec", *plan.peers):
+    if "train" not in plan.questions or "ce" not in plan.losses:
         # What is asked of a trained model does not depend on how long it was trained.
-        if set(plan.questions) - {"train"}:
+        for peer in ("lexrec", *plan.peers):
             _ask(plan, peer, "train", setting, 0.0)
-    for question in plan.questions:
-        for loss in plan.losses if question == "train" else ("ce",):
-            peers = [peer for peer in plan.peers if loss in LOSSES[peer]]
-            for repetition in range(plan.repetitions):
-                for peer in peers:
-                    for who in (peer, "lexrec"):
-                        found = _ask(plan, who, question, replace(setting, loss=loss), plan.seconds)
-                        label = {"question": question, "loss": loss, "peer": who, "repetition": repetition}
-                        beside = {"beside": peer} if who == "lexrec" else {}
-                        where = {"data": plan.data.name, "threads": plan.threads, "tuned": plan.is_tuned}
-                        yield label | beside | found | where | {"machine": here}
+    for repetition, question, loss, peer in _turns(plan):
+        for who in (peer, "lexrec"):
+            found = _ask(plan, who, question, replace(setting, loss=loss), plan.seconds)
+            label = {"question": question, "loss": loss, "peer": who, "repetition": repetition}
+            beside = {"beside": peer} if who == "lexrec" else {}
+            where = {"data": plan.data.name, "threads": plan.threads, "tuned": plan.is_tuned}
+            yield label | beside | found | where | {"machine": here}
+
+
+def _turns(plan: Plan) -> Iterator[tuple[int, str, str, str]]:
+    """Repetition, question, loss and library of each pair; whoever stops early has asked everything."""
+    for repetition in range(plan.repetitions):
+        for question in plan.questions:
+            for loss in plan.losses if question == "train" else ("ce",):
+                for peer in plan.peers:
+                    if loss in LOSSES[peer]:
+                        yield repetition, question, loss, peer
 
 
 def _ask(plan: Plan, peer: str, question: str, setting: Setting, seconds: float) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.peers import meter as clocks
 from benchmarks.peers import worker
+from benchmarks.peers.__main__ import Plan, _ask, _turns
 from benchmarks.peers.adapters.lexrec import Library
 from benchmarks.peers.meter import StepMeter, call_ms
 from benchmarks.peers.ratios import ratios
@@ -94,6 +95,28 @@ def test_a_ratio_is_taken_pair_by_pair_and_above_one_where_lexrec_is_better():
     assert (trained.theirs, trained.ours, trained.median) == (75.0, 275.0, 4.0)
     assert found["start", "wall_s"].pairs == (3.0,), "less is better"
     assert {r.peer for r in found.values()} == {"replay"}, "RecTools had no partner"
+
+
+def test_each_repetition_asks_everything_of_every_library_that_can_answer(tmp_path):
+    plan = Plan(
+        tmp_path, tmp_path, ("recbole", "replay"), ("train", "start"), ("ce", "bce"), 2, 1.0, 1, False
+    )
+    turns = list(_turns(plan))
+    assert turns[:5] == [
+        (0, "train", "ce", "recbole"),
+        (0, "train", "ce", "replay"),
+        (0, "train", "bce", "replay"),
+        (0, "start", "ce", "recbole"),
+        (0, "start", "ce", "replay"),
+    ]
+    assert [turn[1:] for turn in turns[5:]] == [turn[1:] for turn in turns[:5]]
+
+
+def test_what_a_library_says_when_it_fails_is_kept(data, tmp_path):
+    plan = Plan(tmp_path, data / "absent", (), (), (), 1, 1.0, 1, False)
+    with pytest.raises(SystemExit, match="lexrec start: exit code 1; see .*lexrec.log"):
+        _ask(plan, "lexrec", "start", SETTING, 1.0)
+    assert "FileNotFoundError" in (tmp_path / "lexrec.log").read_text()
 
 
 def test_lexrec_answers_every_question(data, tmp_path):
