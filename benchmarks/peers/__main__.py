@@ -84,12 +84,13 @@ def _ask(plan: Plan, peer: str, question: str, setting: Setting, seconds: float)
         environment |= TUNED
     load = round(os.getloadavg()[0], 2)
     began = time.perf_counter()
-    with (plan.home / f"{peer}.log").open("wb") as log:
-        worker = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=log)
+    with (
+        (plan.home / f"{peer}.log").open("wb") as log,
+        subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=log) as worker,
+    ):
         assert worker.stdout is not None
         line = worker.stdout.readline()
         wall = time.perf_counter() - began
-        worker.wait()
     if not line:
         raise SystemExit(f"{peer} {question}: exit code {worker.returncode}; see {plan.home / f'{peer}.log'}")
     found: dict[str, Any] = json.loads(line)

@@ -114,7 +114,7 @@ def test_each_repetition_asks_everything_of_every_library_that_can_answer(tmp_pa
 
 def test_what_a_library_says_when_it_fails_is_kept(data, tmp_path):
     plan = Plan(tmp_path, data / "absent", (), (), (), 1, 1.0, 1, False)
-    with pytest.raises(SystemExit, match="lexrec start: exit code 1; see .*lexrec.log"):
+    with pytest.raises(SystemExit, match=r"lexrec start: exit code 1; see .*lexrec\.log"):
         _ask(plan, "lexrec", "start", SETTING, 1.0)
     assert "FileNotFoundError" in (tmp_path / "lexrec.log").read_text()
 
