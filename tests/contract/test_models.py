@@ -1,5 +1,7 @@
 """What every backbone, item encoder and objective obeys. A new file inherits these tests."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -243,7 +245,8 @@ def test_next_item_refuses_a_model_that_sees_the_future() -> None:
     Step(leaky, components.build_objective("last_item"))
 
 
-def test_recipes_build() -> None:
+def test_recipes_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LEXREC_CACHE", str(tmp_path))  # where texts' states are kept
     from lexrec.config import RunConfig, load_recipe, recipe_names
     from lexrec.item_encoders.base import Catalogue
     from lexrec.models import build_model, model_width
