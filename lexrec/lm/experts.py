@@ -95,10 +95,11 @@ def narrow_copy(part: nn.Module, config: Any, shrink: int = 1) -> nn.Module:
     inner, width = config.intermediate_size, config.hidden_size
     if inner % shrink:
         raise LmError(f"shrink {shrink} does not divide the language model's intermediate size {inner}")
-    copied = copy.deepcopy(part)
-    for name, old in list(layers.linears(part)):
+    instead: dict[int, Any] = {}
+    for _, old in layers.linears(part):
         # (W, I) and (W, 2I) shrink in what comes out, (I, W) in what goes in.
         n_in = old.in_features // (1 if old.in_features == width else shrink)
         n_out = old.out_features // (1 if old.out_features == width else shrink)
-        setattr(copied, name, fresh_linear(old, config, n_in, n_out))
-    return copied.float().requires_grad_(True)
+        instead[id(old)] = fresh_linear(old, config, n_in, n_out)
+    # Only what is around the maps is copied: the activation, and how they are put together.
+    return copy.deepcopy(part, instead).float().requires_grad_(True)

@@ -24,6 +24,7 @@ from lexrec.training.step import Step
 from lexrec.training.trackers import Tracker
 from lexrec.training.train import train
 from tests.components import MAX_LEN, N_ITEMS, item_table, packed, ragged
+from tests.contract.test_backbones import Waits
 from tests.language_models import FAMILIES, N_TOKENS, WIDTH, folder
 from tests.worlds import world
 
@@ -375,3 +376,14 @@ def written_out(model: Idiomoe, row: list[int]) -> tuple[Tensor, Tensor]:
 def test_a_loss_on_texts_needs_texts() -> None:
     with pytest.raises(ConfigError, match=r"lm_loss=0\.1 is a loss on texts; name some, columns="):
         built("llama", "model.lm_loss=0.1")
+
+
+@pytest.mark.parametrize("checkpointing", ["false", "true"])
+def test_a_step_over_texts_never_waits_for_the_device(checkpointing: str) -> None:
+    options = ("model.lm_loss=0.5", "model.dropout=0.1", "model.train_attention=true", "model.max_tokens=9")
+    model = built("gemma3_text", *TEXT, *options, f"lm.checkpointing={checkpointing}").train()
+    objective, batch = NextItem(NextItemConfig(), N_ITEMS), collate([[3, 1, 4, 2], [5]], MAX_LEN + 1)
+    with Waits() as waits:
+        targets = objective.prepare(batch, torch.Generator())
+        Step(model, objective)(batch, targets)["loss"].backward()
+    assert waits.found == set()
