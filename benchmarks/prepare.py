@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--memory", default=None, help="as lexrec prepare --memory")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="where the events lie; kept, and used again if there")
+    parser.add_argument("--in-memory", action="store_true", help="prepare once more, all in memory; compare")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
@@ -57,14 +58,24 @@ def main() -> None:
         events = folder / f"events-{args.rows}-{args.users}-{args.items}-{args.ids}-{args.seed}.{args.format}"
         if not events.exists():
             generate(events, args)
-        command = [sys.executable, __file__, "--one", str(events), str(folder / "set"), *sys.argv[1:]]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        facts = {name: getattr(args, name) for name in ("rows", "users", "items", "ids", "format", "k_core")}
-        print(json.dumps(facts | {"memory": args.memory} | json.loads(done.stdout)))
+        found = {name: getattr(args, name) for name in ("rows", "users", "items", "ids", "format", "k_core")}
+        found |= {"memory": args.memory} | in_a_process(events, folder / "set")
+        if args.in_memory:
+            found["in_memory"] = in_a_process(events, "")
+            found["is_same_in_memory"] = found["fingerprint"] == found["in_memory"]["fingerprint"]
+        print(json.dumps(found))
     finally:
         shutil.rmtree(folder / "set", ignore_errors=True)
         if args.folder is None:
             shutil.rmtree(folder)
+
+
+def in_a_process(events: Path, out: Path | str) -> dict[str, object]:
+    """What `measure` says of a preparation in a fresh process; without a place to write to, all in memory."""
+    command = [sys.executable, __file__, "--one", str(events), str(out), *sys.argv[1:]]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, object] = json.loads(done.stdout)
+    return found
 
 
 def generate(path: Path, args: argparse.Namespace) -> None:
@@ -104,12 +115,19 @@ def identifiers(n: int, kind: str, rng: np.random.Generator) -> pa.Array:
 
 def measure(events: str, out: str, args: argparse.Namespace) -> dict[str, object]:
     """Prepare in this process and say what it took."""
-    from lexrec.data.prepare import Filters, Options, prepare
+    import ibis
 
-    options = Options(filters=Filters(k_core=args.k_core), memory=args.memory, force=True)
+    from lexrec.data.prepare import Columns, Filters, Options, build, prepare
+
+    filters = Filters(k_core=args.k_core)
     watch = Watch(Path(out).parent)
     began, cpu = time.monotonic(), time.process_time()
-    dataset = prepare(events, time="timestamp", out=out, options=options)
+    if out:
+        options = Options(filters, memory=args.memory, force=True)
+        dataset = prepare(events, time="timestamp", out=out, options=options)
+    else:
+        options = Options(filters, engine=ibis.duckdb.connect(temp_directory=""))
+        dataset = build(events, Columns("user_id", "item_id", "timestamp"), options=options)
     seconds, cpu_seconds = time.monotonic() - began, time.process_time() - cpu
     return {
         "events": len(dataset.item_N),

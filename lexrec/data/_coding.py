@@ -42,7 +42,7 @@ def encode(source: Source, columns: Columns, ties: str, engine: Engine) -> Coded
     engine.tell("reading")
     with reading(source.name):
         # Text is parsed once; what has types of its own is cheaper to scan again than to copy.
-        table = table if source.is_typed else engine.keep(table)
+        text = table = table if source.is_typed else engine.keep(table)
     roles = read_roles(table, names, source, engine)
     values = {role: found.value for role, found in roles.items()}
     if is_by_row:
@@ -55,6 +55,8 @@ def encode(source: Source, columns: Columns, ties: str, engine: Engine) -> Coded
         users, items = _vocabulary(table, "user", engine), _vocabulary(table, "item", engine)
         engine.tell("encoding the events")
         events = engine.keep(_coded(table, users, items))
+        if not source.is_typed:
+            engine.drop(text)
     kinds = {role: found.kind for role, found in roles.items()}
     return Coded(events, _order(roles, is_by_row), users, items, kinds, size(events, engine))
 

@@ -130,7 +130,7 @@ def working(
             finally:
                 if own is None:
                     engine.close()
-    except duckdb.Error as error:
+    except (duckdb.Error, MemoryError) as error:
         raise DataError(_complaint(error, scratch.parent, own)) from error
     finally:
         if own is not None:
@@ -162,7 +162,7 @@ def _complaint(error: Exception, place: Path, own: Any | None) -> str:
             f"no room is left in {place}, where preparation keeps tables until it is done; "
             "nothing was left behind, free some room or choose another place (--out)"
         )
-    if own is not None and isinstance(error, duckdb.OutOfMemoryException):
+    if own is not None and isinstance(error, duckdb.OutOfMemoryException | MemoryError):
         return (
             "preparation ran out of memory; nothing was left behind, "
             "give it more (--memory 8GiB, memory='8GiB') or take fewer columns"

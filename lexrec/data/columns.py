@@ -179,8 +179,7 @@ def _read_id(looked: _Looked) -> Role:
         return Role(column.cast("int64"), "integer")
     if dtype.is_string():
         is_integer = not looked.source.is_typed and not seen["no_integer"]
-        # DuckDB's enumerations pass for strings but sort by their definition; a concatenation is a string.
-        return Role(column.cast("int64"), "integer") if is_integer else Role(column + "", "string")
+        return Role(column.cast("int64"), "integer") if is_integer else Role(column, "string")
     if dtype.is_nested() or dtype.is_binary():
         raise DataError(f"{where} are of type {dtype}; an id is a string, an integer or another single value")
     return Role(column.cast("string"), "string")

@@ -110,6 +110,8 @@ def test_a_split_column_is_a_given_split(here, events, tmp_path):
         ("--split time", "a time split needs a time column (--time)"),
         ("--ties hash", "ties 'hash' needs a time column (--time)"),
         ("--ties id", "ties 'id'; allowed: row, hash"),
+        ("--memory lots", "memory 'lots'; write a number and a unit, such as 4GiB or 1500MB"),
+        ("--memory 1MB", "memory '1MB' is too little; preparation needs at least 512MiB"),
         ("--title name", "--title is a column of the item table: name that with --items"),
         ("--items none.csv", "there is no file 'none.csv'"),
         ("--format xml", "no format 'xml'; formats: csv, inter, jsonl, parquet, sequences, tsv"),
@@ -170,6 +172,7 @@ def test_your_own_data_in_ten_lines_runs_as_it_stands(python, here, root, tmp_pa
         "core",
         "by-time",
         "all",
+        "small",
     }
 
 

@@ -44,12 +44,20 @@ def open_table(table: ir.Table, called: str, wanted: list[str], engine: Engine) 
     columns = tuple(table.columns)
     with _reaching(called):
         if _backend(table) is engine.backend:
-            return Source(table, called, True, columns)
+            return Source(_spelled_out(table, wanted), called, True, columns)
         present = [name for name in dict.fromkeys(wanted) if name in columns]
         if not present:
             return Source(table, called, True, columns)
         loaded = engine.load(_frames.decoded_batches(table.select(present).to_pyarrow_batches()))
     return Source(loaded, called, True, columns)
+
+
+def _spelled_out(table: ir.Table, wanted: list[str]) -> ir.Table:
+    """DuckDB's enumerations pass for strings but sort by their definition; a concatenation is a string."""
+    texts = [
+        name for name in dict.fromkeys(wanted) if name in table.columns and table[name].type().is_string()
+    ]
+    return table.mutate(**{name: table[name] + "" for name in texts})
 
 
 def _connect(url: str, scheme: str) -> Any:
