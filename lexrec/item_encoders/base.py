@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lexrec.config import Config
 from lexrec.data.batch import Batch
+from lexrec.kernels.rows import dot_rows, score_rows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,10 +23,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from lexrec.tokens.table import TokenTable
-
-
-_FEW = 4
-"""Chosen items of a state up to which products and sums are quicker than a matrix product each."""
 
 
 class ItemEncoderConfig(Config):
@@ -83,6 +80,8 @@ class ScoringTable:
     bias_I: Tensor | None = None
     scale: float | Tensor = 1.0
     normalise: bool = False
+    table_RD: Tensor | None = None
+    """The rows where they are stored, row i of item i, if they are: chosen ones need not be copied."""
 
     def with_(
         self, *, bias_I: Tensor | None = None, scale: float | Tensor = 1.0, normalise: bool = False
@@ -116,14 +115,12 @@ class ScoringTable:
 
     def score_items(self, hidden_ND: Tensor, item_NK: Tensor) -> Tensor:
         """Logits of chosen items, [N, K]; index 0 (padding) must not occur."""
-        row_NKD = self.take(item_NK)
-        if self.normalise:
-            row_NKD = F.normalize(row_NKD, dim=-1)
         query_ND = self.query(hidden_ND)
-        if item_NK.shape[1] <= _FEW:
-            logit_NK = (row_NKD * query_ND[:, None]).sum(-1)
+        if self.table_RD is not None and not self.normalise:
+            logit_NK = score_rows(query_ND, self.table_RD, item_NK)
         else:
-            logit_NK = (row_NKD @ query_ND[:, :, None])[..., 0]
+            row_NKD = self.take(item_NK)
+            logit_NK = dot_rows(query_ND, F.normalize(row_NKD, dim=-1) if self.normalise else row_NKD)
         return logit_NK if self.bias_I is None else logit_NK + self.bias_I[item_NK - 1]
 
 

@@ -56,5 +56,8 @@ def table_scoring(embedding: nn.Embedding, n_items: int) -> ScoringTable:
     """Scores against the plain table (eq. 17 of MLTFR)."""
     weight_ID = embedding.weight
     return ScoringTable(
-        n_items, lambda first, last: weight_ID[first:last], lambda item: take_rows(weight_ID, item, PAD)
+        n_items,
+        lambda first, last: weight_ID[first:last],
+        lambda item: take_rows(weight_ID, item, PAD),
+        table_RD=weight_ID,
     )

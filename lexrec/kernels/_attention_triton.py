@@ -1,8 +1,8 @@
 """Attention over packed rows on a GPU: one kernel forward, one backward, for rows that fit one tile.
 
 A program does one head of one row. It reads the row's items where they are among the slots: nothing is
-padded, masks are compared, not stored, and the backward pass makes the weights anew, dropout included: whether one is
-dropped is a hash of its place and of a number drawn for the call.
+padded, masks are compared, not stored, and the backward pass makes the weights anew, dropout included: if one
+is dropped is a hash of its place and of a number drawn for the call.
 
 Dimension key: N slots, M = 3 x D, B rows, D width, i, j: items of a row, k: of a head's width.
 """

@@ -1,10 +1,8 @@
-"""Linear layers, layer norms and dropout of a training step in 16-bit arithmetic on a GPU; elsewhere PyTorch's own.
+"""Linear layers, layer norms and dropout of a training step in 16 bits on a GPU; elsewhere PyTorch's own.
 
 These layers are narrow and their inputs long: [N, 64] with N in the tens of thousands. PyTorch's gradients of
 a bias and of a norm's scale, sums over N, take several times as long as the matrix products beside them. Here
 a hundred programs each sum a strip of rows, and a second kernel sums the strips: always in the same order.
-
-Where the step is compiled (LEXREC_COMPILE=1) PyTorch's own forms stay, which the compiler fuses.
 
 Dimension key: N rows, D width in, E width out.
 """
@@ -15,10 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lexrec.kernels._training import trains_in_16_bits
+
 
 def linear(x_ND: Tensor, weight_ED: Tensor, bias_E: Tensor | None) -> Tensor:
     """`F.linear`, [N, E]."""
-    if bias_E is None or not _is_training_step(x_ND):
+    if bias_E is None or not trains_in_16_bits(x_ND):
         return F.linear(x_ND, weight_ED, bias_E)
     y_NE: Tensor = _Linear.apply(x_ND, weight_ED, bias_E, torch.get_autocast_dtype("cuda"))  # type: ignore[no-untyped-call]
     return y_NE
@@ -34,7 +34,7 @@ def layer_norm(x_ND: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float, narro
         eps: added to the variance.
         narrow: the result only goes into linear layers, so under autocast it may have their 16 bits.
     """
-    if not _is_training_step(x_ND):
+    if not trains_in_16_bits(x_ND):
         return F.layer_norm(x_ND, (x_ND.shape[-1],), weight_D, bias_D, eps)
     dtype = torch.get_autocast_dtype("cuda") if narrow else torch.float32
     y_ND: Tensor = _LayerNorm.apply(x_ND, weight_D, bias_D, eps, dtype)  # type: ignore[no-untyped-call]
@@ -47,15 +47,6 @@ def drop(x: Tensor, p: float) -> Tensor:
         return F.dropout(x, p)
     # Uniform numbers come five times as fast as the coins that F.dropout tosses.
     return x * (torch.rand_like(x) >= p).to(x.dtype).mul_(1 / (1 - p))
-
-
-def _is_training_step(x: Tensor) -> bool:
-    return (
-        x.is_cuda
-        and torch.is_autocast_enabled("cuda")
-        and torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-    )
 
 
 class _Linear(torch.autograd.Function):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lexrec.item_encoders.base import ScoringTable
 from lexrec.kernels.cross_entropy import cross_entropy
+from lexrec.kernels.rows import pick_rows
 from lexrec.models.base import SequenceModel
 from lexrec.objectives.base import ObjectiveConfig, Targets
 
@@ -49,8 +50,7 @@ def loss_at_positions(model: SequenceModel, targets: Targets, config: LossConfig
     """Named losses of the states at `targets.position_N`: their mean over targets and the model's own."""
     hidden_BLD, aux = model(targets.inputs)
     hidden_MD = hidden_BLD.flatten(0, 1)
-    # Not by [ ]: its gradient would sort the positions.
-    hidden_ND = hidden_MD.index_select(0, targets.position_N.clamp(max=len(hidden_MD) - 1))
+    hidden_ND = pick_rows(hidden_MD, targets.position_N.clamp(max=len(hidden_MD) - 1))
     loss = mean_loss(hidden_ND, model.scoring(), targets, config)
     return {"loss": loss + sum(aux.values()), config.loss: loss, **aux}
 

@@ -1,15 +1,11 @@
-"""Linear layers, layer norms and table rows of a training step: values and gradients are PyTorch's."""
+"""Linear layers and layer norms of a training step: values and gradients are PyTorch's."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import grad, vmap
-from torch.testing import assert_close
 
-from lexrec.kernels import rows
 from lexrec.kernels.dense import layer_norm, linear
-from lexrec.kernels.rows import take_rows
 from lexrec.models._layers import LayerNorm, Linear
 from tests.unit.kernels.conftest import Interpreted
 
@@ -56,29 +52,6 @@ def test_without_a_gpu_they_are_pytorchs_own() -> None:
     assert torch.equal(layer_norm(x_BLD, norm.weight, norm.bias, norm.eps), norm(x_BLD))
 
 
-def test_padding_learns_nothing_and_each_row_what_was_read_of_it() -> None:
-    table_RD, index = torch.randn(9, 4, requires_grad=True), torch.randint(0, 9, (3, 50))
-    grad_ = torch.randn(3, 50, 4)
-    F.embedding(index, table_RD, padding_idx=0).backward(grad_)
-    expected_RD, table_RD.grad = table_RD.grad, None
-    taken = rows._Take.apply(table_RD, index, 0)
-    assert torch.equal(taken, take_rows(table_RD, index, 0))
-    taken.backward(grad_)
-    assert_close(table_RD.grad, expected_RD)
-
-
-def test_rows_have_gradients_sample_by_sample() -> None:
-    """As Fisher importance takes them."""
-    table_RD, index_SX, weight_SXD = torch.randn(9, 4), torch.randint(0, 9, (7, 5)), torch.randn(7, 5, 4)
-
-    def of(take):  # type: ignore[no-untyped-def]
-        loss = lambda table, index, weight: (take(table, index) * weight).sum()  # noqa: E731
-        return vmap(grad(loss), (None, 0, 0))(table_RD, index_SX, weight_SXD)
-
-    expected = of(lambda table, index: F.embedding(index, table, padding_idx=0))
-    assert_close(of(lambda table, index: rows._Take.apply(table, index, 0)), expected)
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("shape", [(700, 64), (5, 40, 24)])
 def test_a_gpu_takes_the_same_step(shape: tuple[int, ...]) -> None:
@@ -102,14 +75,3 @@ def test_a_gpu_takes_the_same_step(shape: tuple[int, ...]) -> None:
     assert error(x_ours.grad.cpu(), x_plain.grad) < 0.03  # type: ignore[union-attr, arg-type]
     for (name, p), q in zip(ours.named_parameters(), plain.parameters(), strict=True):
         assert error(p.grad.cpu(), q.grad) < 0.03, name  # type: ignore[union-attr, arg-type]
-
-
-@pytest.mark.gpu
-def test_a_gpu_takes_rows() -> None:
-    table_RD, index = (
-        torch.randn(9, 4, device="cuda", requires_grad=True),
-        torch.randint(0, 9, (3, 500), device="cuda"),
-    )
-    (expected_RD,) = torch.autograd.grad(F.embedding(index, table_RD, padding_idx=0).sum(), table_RD)
-    (found_RD,) = torch.autograd.grad(take_rows(table_RD, index, 0).sum(), table_RD)
-    assert_close(found_RD, expected_RD)
