@@ -5,6 +5,7 @@ from pathlib import Path
 
 import matplotlib
 
+from benchmarks.figures import PEERS, read
 from benchmarks.peers.ratios import Ratio, ratios
 
 matplotlib.use("svg")
@@ -27,8 +28,6 @@ _STYLE = {"svg.hashsalt": "lexrec", "font.size": 9, "axes.spines.top": False, "a
 
 def draw(results: Path, out: Path) -> list[Path]:
     """One picture for each file of the peers' results that is there."""
-    from benchmarks.figures import read
-
     drawn = []
     for name in ("peers-before", "peers"):
         path = results / f"performance-{name}.jsonl"
@@ -53,8 +52,9 @@ def _peers(found: Iterable[Ratio], path: Path) -> None:
             axes.plot([r.pairs[0], r.pairs[-1]], [place, place], color="#333333", linewidth=1)
             axes.text(max(1, r.pairs[-1]) * 1.05, place, f"{r.median:.1f}", va="center", fontsize=7)
         for peer in peers:
-            axes.barh(0, 0, color=COLOURS[peer], label=f"beside {peer}")
+            axes.barh(0, 0, color=COLOURS[peer], label=f"beside {PEERS[peer]}")
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
         axes.axvline(1, color="#333333", linewidth=0.8)
         axes.set_yticks(range(len(rows)), [SHOWN[key] for key in rows])
         axes.invert_yaxis()

@@ -39,7 +39,9 @@ class _Count(lightning.Callback):
         self.meter = meter
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, i: int) -> None:
-        self.meter.step(int(batch["target_padding_mask"].sum()))
+        # It also predicts each first item, from nothing; what counts is a next item.
+        has_target_BL = batch["target_padding_mask"][..., 0] & batch["padding_mask"]
+        self.meter.step(int(has_target_BL.sum()))
         trainer.should_stop = self.meter.is_over
 
 
@@ -73,6 +75,7 @@ class Library:
         )
         if s.loss == "bce":
             self.model.loss = BCESampled()
+            self.model.loss.logits_callback = self.model.get_logits  # as its constructor does
             # Its own sampler: one negative that the whole batch shares.
             self.transforms["train"].append(UniformNegativeSamplingTransform(n_items, 1))
         self.seen_filter = SeenItemsFilter(item_count=n_items)
