@@ -79,7 +79,8 @@ def _ask(plan: Plan, peer: str, question: str, setting: Setting, seconds: float)
     command = [python, "-m", "benchmarks.peers.worker", peer, question, "--setting", setting.dump()]
     command += ["--data", str(plan.data), "--work", str(work), "--seconds", str(seconds)]
     environment = {key: value for key, value in os.environ.items() if key not in _SLOWED}
-    environment["OMP_NUM_THREADS"] = str(plan.threads)
+    # Threads that wait must not take the cores of others on the machine.
+    environment |= {"OMP_NUM_THREADS": str(plan.threads), "OMP_WAIT_POLICY": "PASSIVE"}
     if plan.is_tuned and peer != "lexrec":
         environment |= TUNED
     load = round(os.getloadavg()[0], 2)
