@@ -126,9 +126,9 @@ class RunConfig(Config):
     train: TrainConfig = TrainConfig()
     rounds: RoundsConfig | None = None
     """Two rounds of training, for an item encoder with a `consensus`; null: one."""
-    first: tuple[str, ...] = ()
-    """Changes, as on the command line, that make a round before this run, which starts from its best weights:
-    ["model.columns=[]", "train.max_epochs=10"] reads ids alone first. None: one round."""
+    first: tuple[str, ...] | str = ()
+    """Whose best weights this run starts from: a finished run's folder, or changes, as on the command line,
+    that make a round before it: ["model.columns=[]", "train.max_epochs=10"] reads ids alone first."""
 
     @model_validator(mode="before")
     @classmethod
@@ -162,9 +162,9 @@ class RunConfig(Config):
         if self.first:
             if self.rounds is not None:
                 raise ValueError("first and rounds each make a first round; set first=[] or rounds=null")
-            with_changes(
-                self, (*self.first, "first=[]")
-            )  # An error in it is found before anything is trained.
+            if not isinstance(self.first, str):
+                # An error in it is found before anything is trained.
+                with_changes(self, (*self.first, "first=[]"))
         return self
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from lexrec.config import RunConfig, with_changes
 from lexrec.data.batch import Batch
@@ -43,6 +43,7 @@ def first_config(config: RunConfig) -> RunConfig:
     `rounds.max_epochs`.
     """
     if config.first:
+        assert not isinstance(config.first, str)
         changed = with_changes(config, (*config.first, "first=[]"))
         assert isinstance(changed, RunConfig)
         return changed
@@ -61,7 +62,7 @@ def first_run(run: RunDir, dataset: Dataset, tables: "Sequence[TokenTable]") -> 
 
 
 def begin_second(second: Step, run: RunDir, first: Step, dataset: Dataset, device: torch.device) -> None:
-    """Give Round 2 the weights of Round 1, or its consensus experts and, unless it restarts, the weights.
+    """Give Round 2 its consensus experts and, unless it restarts, the weights of Round 1.
 
     Args:
         second: what Round 2 trains, with fresh weights.
@@ -71,14 +72,10 @@ def begin_second(second: Step, run: RunDir, first: Step, dataset: Dataset, devic
         device: where importance is measured.
 
     Raises:
-        RunError: the weights or the importance of Round 1 are damaged, or the weights do not fit.
+        RunError: the weights or the importance of Round 1 are damaged.
     """
     config, done = run.config, RunDir.open(run.round(1))
     assert isinstance(config, RunConfig)
-    if config.first:
-        _start_from(second.model, done)
-        torch.manual_seed(config.train.seed + _SECOND_STREAM)
-        return
     assert config.rounds is not None
     first.model.load_state_dict(done.weights())
     kept = _kept_importance(done.path)
@@ -89,19 +86,11 @@ def begin_second(second: Step, run: RunDir, first: Step, dataset: Dataset, devic
     if config.rounds.start == "continue":
         # The consensus is what Round 1 has not.
         second.model.load_state_dict({**second.model.state_dict(), **first.model.state_dict()})
+
+
+def seed_second(config: RunConfig) -> None:
+    """Before Round 2: its draws are not those of Round 1."""
     torch.manual_seed(config.train.seed + _SECOND_STREAM)
-
-
-def _start_from(model: nn.Module, done: RunDir) -> None:
-    """What a finished run trained, in the place of this model's own start; what it has beyond that stays."""
-    own, trained = model.state_dict(), done.weights()
-    unlike = sorted(name for name, t in trained.items() if name not in own or own[name].shape != t.shape)
-    if unlike:
-        raise RunError(
-            f"{done.path} trained {len(unlike)} tensors that are not in the run that starts from it, such as "
-            f"{unlike[0]}; let `first` change nothing that changes the model's weights"
-        )
-    model.load_state_dict({**own, **trained})
 
 
 def _encoder(step: Step) -> Mltfr:

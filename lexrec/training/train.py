@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,7 +13,7 @@ from lexrec.errors import ConfigError, RunError
 from lexrec.item_encoders.base import Catalogue
 from lexrec.models import build_model, model_width
 from lexrec.run_dir import RunDir, load_tables
-from lexrec.training import checkpoint, rounds
+from lexrec.training import checkpoint, rounds, start
 from lexrec.training.device import choose_device
 from lexrec.training.loop import Trainer
 from lexrec.training.memory import peak_mib
@@ -36,7 +36,8 @@ def train(
 ) -> RunDir:
     """Train a recipe on a prepared data set; the best epoch is picked on the validation events.
 
-    A recipe with `rounds` or `first` is trained in two, the first in rounds/1 of the run directory.
+    A recipe with `rounds`, or with changes in `first`, is trained in two, the first in rounds/1 of the run
+    directory.
 
     Args:
         recipe: a shipped recipe's name, the path of a YAML file, or a config.
@@ -66,15 +67,17 @@ def train(
     if isinstance(config, BaselineConfig):
         return _count(run or RunDir.create(out, config, dataset), config, dataset)
     # What is refused is refused before there is a directory in the way of the next try.
+    if run is None and isinstance(config.first, str):
+        start.require(config.first).require_dataset(dataset)
     tables = load_tables(config) if run is None else run.tables()
     step = build_step(config, dataset, tables)
     if not (dataset.train_end_U - dataset.start_U > 1).any():
         raise ConfigError("the data set has no user with two training events: there is nothing to predict")
     run = run or RunDir.create(out, config, dataset, tables)
-    first = None
+    before = None
     if config.rounds is not None or config.first:
-        first = _train_first(run, step, dataset, where, track)
-    return _train_model(run, step, dataset, where, track, first)
+        before = _train_first(run, step, dataset, where, track)
+    return _train_model(run, step, dataset, where, track, before)
 
 
 def build_step(config: RunConfig, dataset: Dataset, tables: "Sequence[TokenTable]") -> Step:
@@ -114,18 +117,31 @@ def _count(run: RunDir, config: BaselineConfig, dataset: Dataset) -> RunDir:
 
 def _train_first(
     run: RunDir, second: Step, dataset: Dataset, device: torch.device, track: Sequence[str | Tracker]
-) -> RunDir:
-    """Round 1, as far as it is not done yet; `second` then is what Round 2 begins with."""
-    tables = run.tables()
-    first = rounds.first_run(run, dataset, tables)
-    if first.is_done and checkpoint.newest(run) is not None:
-        return first  # Round 2 has begun, and its checkpoint holds all that it was given.
-    assert isinstance(first.config, RunConfig)
-    step = build_step(first.config, dataset, tables)
-    if not first.is_done:
-        _train_model(first, step, dataset, device, track)
-    rounds.begin_second(second, run, step, dataset, device)
-    return first
+) -> dict[str, Any]:
+    """Make `second` what Round 2 begins with, and return what that has cost."""
+    config = run.config
+    assert isinstance(config, RunConfig)
+    has_begun = checkpoint.newest(run) is not None  # Its checkpoint holds all that Round 2 was given.
+    if has_begun and config.first:
+        return start.spent(run)
+    if isinstance(config.first, str):
+        first = start.require(config.first)
+    else:
+        first = rounds.first_run(run, dataset, run.tables())
+    if not has_begun:
+        if not first.is_done:
+            _train_model(first, _step_of(first, dataset), dataset, device, track)
+        if config.first:
+            start.begin(second.model, run, first)
+        else:
+            rounds.begin_second(second, run, _step_of(first, dataset), dataset, device)
+        rounds.seed_second(config)
+    return first.summary
+
+
+def _step_of(run: RunDir, dataset: Dataset) -> Step:
+    assert isinstance(run.config, RunConfig)
+    return build_step(run.config, dataset, run.tables())
 
 
 def _train_model(
@@ -134,9 +150,9 @@ def _train_model(
     dataset: Dataset,
     device: torch.device,
     track: Sequence[str | Tracker],
-    first: RunDir | None = None,
+    before: dict[str, Any] | None = None,
 ) -> RunDir:
-    """Train to the end and finish the run, whose costs include those of an earlier round."""
+    """Train to the end and finish the run; `before`: the costs of what it started from, which count too."""
     trainer = Trainer(step, dataset, run, device)
     trackers = [build_tracker(name, run) for name in track]
     try:
@@ -144,7 +160,7 @@ def _train_model(
     finally:
         for tracker in trackers:
             tracker.end()
-    before = {} if first is None else first.summary
+    before = before or {}
     run.finish(
         {
             "best_step": at.best_step,

@@ -1,14 +1,16 @@
 """A round before the run: the same run with a few changes, whose best weights are where this one starts."""
 
+import hashlib
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from lexrec.config import RunConfig, load_recipe, run_config
 from lexrec.data.dataset import Dataset
 from lexrec.errors import ConfigError, RunError
-from lexrec.run_dir import RunDir
+from lexrec.run_dir import RunDir, read_json
 from lexrec.training.train import train
 from tests.unit.training.test_loop import Stop, StopAt, log_without_seconds, small
 from tests.worlds import world
@@ -62,6 +64,45 @@ def test_stopped_in_either_round_it_goes_on_as_if_it_had_not(
     assert log_without_seconds(again.path) == log_without_seconds(whole.path)
     for name, tensor in whole.weights().items():
         assert torch.equal(again.weights()[name], tensor)
+
+
+def test_it_may_start_from_another_run(data: Dataset, tmp_path: Path) -> None:
+    other = train(small(lr=0.02, max_epochs=5), data=data, out=tmp_path / "other", device="cpu", track=())
+    config = with_first(lr=1e-12, max_epochs=1).model_copy(update={"first": str(other.path)})
+    run = train(config, data=data, out=tmp_path / "run", device="cpu", track=())
+    for name, tensor in other.weights().items():
+        torch.testing.assert_close(run.weights()[name], tensor)
+    best = other.checkpoint(other.summary["best_step"]) / "model.safetensors"
+    assert read_json(run.path / "start.json")["sha256"] == hashlib.sha256(best.read_bytes()).hexdigest()
+    assert run.summary["steps_before"] == other.summary["steps"] == 20
+
+
+def test_a_killed_run_goes_on_from_the_very_weights_it_was_begun_with(data: Dataset, tmp_path: Path) -> None:
+    other = train(small(lr=0.02, max_epochs=1), data=data, out=tmp_path / "other", device="cpu", track=())
+    config = with_first(max_epochs=1).model_copy(update={"first": str(other.path)})
+    with pytest.raises(Stop):  # Before its first checkpoint.
+        train(config, data=data, out=tmp_path / "run", device="cpu", track=[StopAt(1)])
+    best = other.checkpoint(other.summary["best_step"]) / "model.safetensors"
+    save_file({name: tensor + 1 for name, tensor in other.weights().items()}, best)
+    with pytest.raises(
+        RunError, match=r"holds other weights than .*run was begun with; choose another --out"
+    ):
+        train(config, data=data, out=tmp_path / "run", device="cpu", resume=True, track=())
+
+
+def test_what_is_no_finished_run_or_of_other_data_is_refused_at_once(data: Dataset, tmp_path: Path) -> None:
+    def from_(path: Path) -> RunConfig:
+        return with_first().model_copy(update={"first": str(path)})
+
+    with pytest.raises(
+        RunError, match=r"first: '.*nowhere' is no run directory; name a finished run, or list"
+    ):
+        train(from_(tmp_path / "nowhere"), data=data, out=tmp_path / "run", device="cpu", track=())
+    elsewhere = world([[1, 2, 3, 4, 5]] * 9, 9).save(tmp_path / "elsewhere")
+    other = train(small(max_epochs=1), data=elsewhere, out=tmp_path / "other", device="cpu", track=())
+    with pytest.raises(RunError, match="was trained on data"):
+        train(from_(other.path), data=data, out=tmp_path / "run", device="cpu", track=())
+    assert not (tmp_path / "run").exists()
 
 
 def test_weights_that_do_not_fit_are_refused(data: Dataset, tmp_path: Path) -> None:
