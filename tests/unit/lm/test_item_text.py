@@ -137,6 +137,15 @@ def test_a_user_is_what_the_language_model_makes_of_the_titles_in_order(family: 
         assert_close(hidden_LD[position], alone(lm, read)[-1], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("options", [{"text_as": "vector"}, {"text_as": "items", "read_at": "end"}])
+def test_a_step_equals_reading_the_whole(options: dict[str, str]) -> None:
+    model = built(**options)
+    with torch.no_grad():
+        state = model.step(model.begin(collate([[1, 2, 3], [5]], MAX_LEN)), torch.tensor([4, 6]))
+        forward_BLD = model(collate([[1, 2, 3, 4], [5, 6]], MAX_LEN)).hidden_BLD
+    assert_close(state.hidden_BD, forward_BLD[:, -1])
+
+
 def test_items_are_ranked_by_cosine_and_read_once_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = title_llm(), collate([[1, 2], [5, 6, 7]], MAX_LEN)
     with torch.no_grad():
