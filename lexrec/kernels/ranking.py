@@ -3,14 +3,14 @@
 A score and its item become one integer that sorts by score, then by lower item, so equal scores fall the
 same way everywhere. NaN sorts before everything: whoever looks at a list sees it in the first place.
 
-Dimension key: B rows, J items of one block, G groups of columns, K list length, M columns left of a block.
+Dimension key: B rows, J items of one block, G groups of columns, M columns left of a block, N scores kept.
 """
 
-import math
-
+import numpy as np
 import torch
 from torch import Tensor
 
+_LARGEST_GROUP = 128
 _LOW_BITS = 2**32 - 1
 _NAN_BITS = 0x7FC00000
 
@@ -52,22 +52,33 @@ def best_keys(score_BJ: Tensor, first: int, k: int) -> Tensor:
 def best_keys_by_groups(score_BJ: Tensor, first: int, k: int) -> Tensor:
     """`best_keys` in plain PyTorch.
 
-    The best k lie in the k groups with the greatest maxima: any other group has k better ones before it,
-    and among equals lower ones, since groups are runs of neighbours. Looking for them among maxima reads a
-    block once instead of selecting from all of it. Both selections are smallest where there are as many
-    groups as columns in the k best of them.
+    The k-th greatest maximum of groups of neighbours is reached by k groups, so by at least k scores: the
+    k best are among those that reach it, and little more than k do where scores lie anyhow.
     """
     B, J = score_BJ.shape
-    size = 1 << max(0, round(math.log2(max(1.0, J / k)) / 2))
-    G = J // size
-    column_J = torch.arange(J, device=score_BJ.device)
-    if size < 4:
-        return make_keys(score_BJ, column_J + first)
-    peak_BG = score_BJ[:, : G * size].view(B, G, size).amax(2)
-    group_BK = items_of(make_keys(peak_BG, column_J[:G]).topk(k, dim=1, sorted=False).values)
-    inside_BM = (group_BK[:, :, None] * size + column_J[:size]).flatten(1)
-    column_BM = torch.cat([inside_BM, column_J[G * size :].expand(B, -1)], dim=1)
-    return make_keys(score_BJ.gather(1, column_BM), column_BM + first)
+    size = _LARGEST_GROUP
+    while size > 1 and J // size < 2 * k:
+        size //= 2
+    peak_BG = score_BJ[:, : J // size * size].view(B, -1, size).amax(2)
+    least_B1 = score_BJ.new_full((B, 1), -torch.inf)
+    if peak_BG.shape[1] >= k:
+        least_B1 = peak_BG.topk(k, dim=1).values[:, -1:]
+    place_N = _reaching(score_BJ, least_B1)
+    row_N, column_N = place_N // J, place_N % J
+    kept_B = row_N.bincount(minlength=B)
+    key_BM = torch.full((B, int(kept_B.max())), NO_KEY, device=score_BJ.device)
+    nth_N = torch.arange(len(row_N), device=row_N.device) - (kept_B.cumsum(0) - kept_B)[row_N]
+    key_BM[row_N, nth_N] = make_keys(score_BJ.flatten()[place_N], column_N + first)
+    return key_BM
+
+
+def _reaching(score_BJ: Tensor, least_B1: Tensor) -> Tensor:
+    """Flat places of the scores that are not below what each row asks for, -inf left out, in order."""
+    least_B1 = least_B1.clamp(min=torch.finfo(score_BJ.dtype).min)
+    if score_BJ.is_cuda:
+        return (~(score_BJ < least_B1)).flatten().nonzero()[:, 0]
+    # PyTorch takes six times as long to compare into booleans on a CPU.
+    return torch.from_numpy(np.flatnonzero(~np.less(score_BJ.numpy(), least_B1.numpy())))
 
 
 def make_keys(score: Tensor, item: Tensor) -> Tensor:

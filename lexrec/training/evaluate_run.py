@@ -10,6 +10,7 @@ from lexrec.evaluation.evaluate import evaluate as measure
 from lexrec.evaluation.events import Split
 from lexrec.evaluation.protocol import SelectedOn
 from lexrec.run_dir import RunDir
+from lexrec.training.allocator import keep_memory
 from lexrec.training.device import choose_device
 
 
@@ -38,8 +39,11 @@ def evaluate(
     run = run if isinstance(run, RunDir) else RunDir.open(run)
     settings = settings or EvaluationConfig()
     dataset = run.dataset(data)
+    where = choose_device(device)
+    if where.type == "cpu":
+        keep_memory()
     result = measure(
-        run.scorer(str(choose_device(device))),
+        run.scorer(str(where)),
         dataset,
         settings,
         split=split,
