@@ -2,9 +2,10 @@
 
 PyTorch's own gradient of an embedding sorts the indexes on a GPU, some ten kernels, and a dot product of
 chosen rows first makes a copy of each: [N, K, D]. In a training step on a GPU `_rows_triton.py` adds
-atomically and copies nothing, at the price that sums differ in their last bit from run to run.
+atomically and copies nothing, at the price that sums differ in their last bit from run to run. On a CPU many
+chosen rows of a small table are read from the product with all of them, a chunk of states at a time.
 
-Dimension key: R rows of the table, N states, K chosen rows of each, D width.
+Dimension key: R rows of the table, N states, K chosen rows of each, D width, C states of a chunk.
 """
 
 from typing import Any
@@ -17,6 +18,11 @@ from lexrec.kernels._training import trains_in_16_bits
 
 _FEW = 4
 """Chosen rows of a state up to which products and sums are quicker than a matrix product each."""
+_MANY = 16
+_WORTH = 64
+"""On a CPU, rows of a matrix product that take as long as one chosen row."""
+_CHUNK_CELLS = 2**20
+"""Scores of a chunk: 4 MiB."""
 _NONE = -1
 
 
@@ -41,6 +47,10 @@ def score_rows(query_ND: Tensor, table_RD: Tensor, index_NK: Tensor) -> Tensor:
     if trains_in_16_bits(table_RD):
         score_NK: Tensor = _Score.apply(query_ND, table_RD, index_NK)  # type: ignore[no-untyped-call]
         return score_NK
+    K = index_NK.shape[1]
+    if not table_RD.is_cuda and K > _MANY and len(table_RD) < _WORTH * K:
+        read_NK: Tensor = _Read.apply(query_ND, table_RD, index_NK)  # type: ignore[no-untyped-call]
+        return read_NK
     return dot_rows(query_ND, F.embedding(index_NK, table_RD))
 
 
@@ -66,6 +76,39 @@ class _Take(torch.autograd.Function):
 
         (index,) = ctx.saved_tensors
         return _rows_triton.add_up(grad, index, ctx.n_rows, ctx.padding), None, None
+
+
+class _Read(torch.autograd.Function):
+    """Chosen scores out of all of them."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(query_ND: Tensor, table_RD: Tensor, index_NK: Tensor) -> Tensor:
+        with torch.autocast(query_ND.device.type, enabled=False):
+            chunks = _chunks(query_ND, table_RD)
+            return torch.cat([(query_ND[c] @ table_RD.T).gather(1, index_NK[c]) for c in chunks])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad_NK: Tensor) -> tuple[Tensor, Tensor, None]:
+        query_ND, table_RD, index_NK = ctx.saved_tensors
+        of_query, of_table_RD = [], torch.zeros_like(table_RD)
+        for c in _chunks(query_ND, table_RD):
+            slope_CR = grad_NK.new_zeros(len(grad_NK[c]), len(table_RD)).scatter_add(
+                1, index_NK[c], grad_NK[c]
+            )
+            of_query.append(slope_CR @ table_RD)
+            of_table_RD = of_table_RD + slope_CR.T @ query_ND[c]
+        return torch.cat(of_query), of_table_RD, None
+
+
+def _chunks(query_ND: Tensor, table_RD: Tensor) -> list[slice]:
+    step = max(1, _CHUNK_CELLS // len(table_RD))
+    return [slice(first, first + step) for first in range(0, max(len(query_ND), 1), step)]
 
 
 class _Score(torch.autograd.Function):

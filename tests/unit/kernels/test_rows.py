@@ -4,8 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.func import grad, vmap
 from torch.testing import assert_close
 
+from lexrec.kernels import rows
 from lexrec.kernels.rows import dot_rows, pick_rows, score_rows, take_rows
 from tests.unit.kernels.conftest import Interpreted
 
@@ -78,6 +80,32 @@ def test_without_a_gpu(size: tuple[int, int, int, int]) -> None:
     assert_close(dot_rows(query_ND, table_RD[index_NK]), score_NK)
     assert torch.equal(take_rows(table_RD, index_NK, 0), F.embedding(index_NK, table_RD))
     assert torch.equal(pick_rows(table_RD, index_NK[:, 0]), table_RD[index_NK[:, 0]])
+
+
+def test_many_of_few_rows_are_read_from_a_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "_CHUNK_CELLS", 1500)
+    query_ND, table_RD, index_NK = drawn(40, 100, 8, 20)
+    grad_NK = torch.randn(index_NK.shape)
+    expected = scored(query_ND, table_RD, index_NK, grad_NK)
+    score_NK = score_rows(query_ND, table_RD, index_NK)
+    assert "Read" in type(score_NK.grad_fn).__name__
+    assert "Read" not in type(score_rows(query_ND, table_RD, index_NK[:, :16]).grad_fn).__name__
+    found = score_NK, *torch.autograd.grad(score_NK, (query_ND, table_RD), grad_NK)
+    for one, other in zip(found, expected, strict=True):
+        assert_close(one.double(), other, rtol=1e-5, atol=1e-5)
+
+
+def test_scores_have_gradients_sample_by_sample() -> None:
+    """As Fisher importance takes them."""
+    query_SND, table_RD = torch.randn(3, 4, 8), torch.randn(50, 8)
+    index_SNK = torch.randint(50, (3, 4, 20))
+
+    def of(score):  # type: ignore[no-untyped-def]
+        loss = lambda table, query, index: score(query, table, index).square().sum()  # noqa: E731
+        return vmap(grad(loss), (None, 0, 0))(table_RD, query_SND, index_SNK)
+
+    expected = of(lambda query, table, index: dot_rows(query, F.embedding(index, table)))
+    assert_close(of(score_rows), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.gpu
