@@ -105,7 +105,7 @@ class CrossAttention(nn.Module):
         """The maps of keys and values as one, weight and bias, behind those of `before`."""
         maps = (*before, self.key, self.value)
         none_D = self.query.weight.new_zeros(len(self.query.weight))
-        biases = [none_D if one.bias is None else one.bias for one in maps]
+        biases: list[Tensor] = [none_D if one.bias is None else one.bias for one in maps]
         weights: list[Tensor] = []
         weights.extend(one.weight for one in maps)
         return torch.cat(weights), torch.cat(biases)

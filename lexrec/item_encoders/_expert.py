@@ -27,7 +27,13 @@ from torch import Tensor, nn
 from lexrec.item_encoders._attention import Chosen, CrossAttention
 from lexrec.item_encoders._mltfr_config import MltfrConfig
 from lexrec.kernels.token_attention import Choice, Projection, attend, project
-from lexrec.kernels.token_filter import ShiftedGumbel, choice_probability, choose_tokens, unit_rows
+from lexrec.kernels.token_filter import (
+    RoughTokens,
+    ShiftedGumbel,
+    choice_probability,
+    choose_tokens,
+    unit_rows,
+)
 
 
 class TokenExpert(nn.Module):
@@ -51,6 +57,7 @@ class TokenExpert(nn.Module):
             self.align.requires_grad_(False)
             self.logit_scale.requires_grad_(False)
         self._aligned_VD: Tensor | None = None
+        self._rough: RoughTokens | None = None
         self._projected: Projection | None = None
         # Whatever changes the weights makes the constants lies: loading, moving, training.
         self.register_load_state_dict_pre_hook(lambda *_: self.thaw())  # type: ignore[no-untyped-call]
@@ -99,7 +106,9 @@ class TokenExpert(nn.Module):
         with torch.set_grad_enabled(aligns_all):
             aligned_VD = self._aligned()
         scale, noise = self.logit_scale, self._noise(interest_MD)
-        token_MK = choose_tokens(interest_MD, aligned_VD, self.k, scale=scale.detach(), noise=noise)
+        token_MK = choose_tokens(
+            interest_MD, aligned_VD, self.k, scale=scale.detach(), noise=noise, rough=self._rough
+        )
         # Through 1 / |interest| the choice would pull at small item vectors a hundred times too hard.
         asked_MD = interest_MD if self.config.bends_items else interest_MD.detach()
         if by_probability:
@@ -172,10 +181,11 @@ class TokenExpert(nn.Module):
         # Kept without the table, which `rows` may have copied.
         self._projected = self._project()._replace(table_VW=self.table_VW)
         self._aligned_VD = unit_rows(self._projected.projected_VX[:, : self.align.out_features])
+        self._rough = RoughTokens.of(self._aligned_VD)
 
     def thaw(self) -> None:
         """Drop the constants: the weights are about to change."""
-        self._aligned_VD = self._projected = None
+        self._aligned_VD = self._rough = self._projected = None
 
 
 def is_on_gpu(x: Tensor) -> bool:

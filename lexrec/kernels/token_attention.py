@@ -69,7 +69,9 @@ def attend(
 
 
 def _plain(query_UQD: Tensor, choice: Choice, projection: Projection, n_heads: int, dropout: float) -> Tensor:
-    projected_VX = F.linear(projection.table_VW, projection.weight_XW, projection.bias_X)
+    projected_VX = projection.projected_VX
+    if torch.is_grad_enabled():
+        projected_VX = F.linear(projection.table_VW, projection.weight_XW, projection.bias_X)
     row_UKD, *answer_UKD = F.embedding(choice.token_UK, projected_VX).chunk(3, dim=-1)
     q_UHQC, k_UHKC, v_UHKC = (
         x.view(*x.shape[:2], n_heads, -1).transpose(1, 2) for x in (query_UQD, *answer_UKD)

@@ -1,19 +1,24 @@
 """What MLTFR adds to item vectors, and by which option."""
 
+import math
 from collections.abc import Sequence
 
 import pytest
 import torch
 from pydantic import ValidationError
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 from lexrec.config import run_config
 from lexrec.data.batch import Batch, collate
 from lexrec.errors import ConfigError
+from lexrec.item_encoders import _expert
 from lexrec.item_encoders._interest import anchor_lengths, prefix_means
 from lexrec.item_encoders._mltfr_config import MltfrConfig
 from lexrec.item_encoders.base import Catalogue
 from lexrec.item_encoders.mltfr import Mltfr
+from lexrec.kernels import token_filter
 from tests import components
 from tests.components import MAX_LEN, N_ITEMS, packed, ragged
 
@@ -252,6 +257,83 @@ def test_a_frozen_filter_weighs_rows_as_its_estimator_does() -> None:
     options = {"estimator": "release", "cap": None}
     learned, frozen = encoder(**options), encoder(filter="frozen", **options)
     assert_close(added(frozen, ragged()), added(learned, ragged()))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"refresh": 0.5},
+        {"interest": "sequence"},
+        {"interest": "sequence", "k": 30},
+        {"filter": "frozen"},
+        {"bias": False, "learn_scale": False, "cap": None},
+    ],
+)
+def test_reading_a_table_once_gives_the_same_numbers(
+    options: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a GPU does, in plain arithmetic: one product for alignment, keys and values."""
+    found = []
+    for once in (False, True):
+        monkeypatch.setattr(_expert, "is_on_gpu", lambda x, once=once: once)
+        built = encoder(dropout=0.0, **options)
+        batch = packed(ragged())
+        x_BLD = built(batch).x_BLD
+        pull_BLD = torch.randn(x_BLD.shape, generator=torch.Generator().manual_seed(0))
+        (x_BLD * pull_BLD).sum().backward()
+        built.freeze()
+        with torch.no_grad():
+            assert_close(built(batch).x_BLD, x_BLD)
+        found.append((x_BLD.detach(), {name: p.grad for name, p in built.named_parameters()}))
+    (x_BLD, grads), (once_BLD, grads_once) = found
+    assert_close(once_BLD, x_BLD)
+    assert grads.keys() == grads_once.keys()
+    for name, grad in grads.items():
+        assert_close(grads_once[name], grad, rtol=1e-4, atol=1e-6)
+
+
+class Shapes(TorchDispatchMode):
+    """Keeps the shape of every tensor that is made, views of overlapping rows apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: set[tuple[int, ...]] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        out = func(*args, **(kwargs or {}))
+        tree_map_only(torch.Tensor, lambda t: t.is_contiguous() and self.made.add(tuple(t.shape)), out)
+        return out
+
+
+@pytest.mark.parametrize("estimator", ["log_bias", "paper"])
+def test_no_tensor_is_queries_by_vocabulary(estimator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(token_filter, "_CHUNK_CELLS", 3 * 70)
+    built, batch = encoder(estimator=estimator).train(), ragged([[1, 2, 3, 4, 5, 6, 7, 8]] * 6)
+    with Shapes() as seen:
+        built(batch).x_BLD.sum().backward()
+    assert (3, 70) in seen.made
+    assert not [s for s in seen.made if s[-1:] in {(40,), (70,)} and math.prod(s[:-1]) > components.DIM]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("interest", ["prefix", "sequence"])
+def test_on_a_gpu_a_step_holds_no_scores(interest: str) -> None:
+    """6400 queries of 32,000 tokens are 820 MB of scores, twice that with noise, and as much for a softmax."""
+    torch.manual_seed(0)
+    config = MltfrConfig(tables=("a",), k=64, interest=interest)
+    built = Mltfr(config, Catalogue(500, 64, (components.table("a", 32000, 256),))).cuda().train()
+    batch = collate(torch.randint(1, 501, (128, 50)).tolist(), 50).to("cuda")
+    peaks = []
+    for _ in range(2):
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = built(batch).x_BLD.float().square().sum()
+        loss.backward()
+        built.zero_grad(set_to_none=True)
+        peaks.append(torch.cuda.max_memory_allocated() - before)
+    assert peaks[-1] < 250 * 2**20
 
 
 def test_what_changes_the_weights_drops_the_constants() -> None:

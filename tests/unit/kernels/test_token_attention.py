@@ -143,7 +143,7 @@ def test_kernels_give_the_values_and_gradients_of_the_equations(
 def test_kernels_drop_as_many_weights_as_they_say_and_the_same_in_both_passes(
     size: Size, interpreted: Interpreted
 ) -> None:
-    """The mixture is linear in the values: a step along their gradient changes it by what the gradient says."""
+    """The mixture is linear in the values: it changes along their gradient by what the gradient says."""
     interpreted("_token_attention_triton")
     inputs = Inputs.drawn(size)
     D, seed = size.H * size.C, 5
