@@ -82,6 +82,7 @@ class Library:
             "model.max_len": s.max_len,
             "model.dropout": s.dropout,
             "model.ffn_factor": 1,
+            "model.activation": "relu",
             "objective.loss": s.loss,
             "objective.n_negatives": 1,
             "train.batch_size": s.batch_size,

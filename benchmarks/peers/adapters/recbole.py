@@ -135,6 +135,7 @@ def _config(setting: Setting, work: Path) -> dict[str, Any]:
         "n_heads": setting.n_heads,
         "hidden_size": setting.dim,
         "inner_size": setting.dim,
+        "hidden_act": "relu",
         "hidden_dropout_prob": setting.dropout,
         "attn_dropout_prob": setting.dropout,
         "learning_rate": setting.lr,
