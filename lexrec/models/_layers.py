@@ -162,7 +162,8 @@ def _ungrouped(batch: Batch, *, causal: bool) -> Rows:
 
 def _padded(batch: Batch, causal: bool) -> Rows:
     is_item_BL = batch.is_item_BL
-    if _may_ask(batch) and bool(is_item_BL.all()):
+    # Not with gradients: where they are taken sample by sample, rows are no rows to ask.
+    if _may_ask(batch) and not torch.is_grad_enabled() and bool(is_item_BL.all()):
         is_item_BL = is_item_BL[:1]  # One mask serves all rows.
     may_look = causal_mask(is_item_BL) if causal else key_mask(is_item_BL)
     return Rows(Places.of(batch), (tuple(batch.item_BL.shape),), (may_look,))  # type: ignore[arg-type]
