@@ -5,7 +5,8 @@
 A sample is a row of a training batch, and log p(y | x) the sum over its scored states. Under a softmax
 objective (ce, sampled_softmax) y is an item and p the softmax over the whole catalogue; under bce and gbce
 y is one answer for each scored pair, the target and its negatives, and p the product of
-Bernoulli(sigmoid(s)). Auxiliary losses and the contrast of views are no prediction and take no part.
+Bernoulli(sigmoid(s + prior)), the prior being that of the loss. Auxiliary losses and the contrast of views
+are no prediction and take no part.
 
 `labels=model` draws y from the model's own prediction, which makes F the Fisher information; `labels=data`
 takes the targets (the "empirical" Fisher, the release). Gradients are those of single samples, by torch.func,
@@ -29,7 +30,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from lexrec.config import FisherConfig
 from lexrec.data.batch import Batch
 from lexrec.item_encoders.base import ScoringTable
-from lexrec.models.base import SequenceModel
+from lexrec.objectives._losses import LossConfig, positive_power, prior_log_odds
 from lexrec.objectives.base import Targets
 from lexrec.training.step import Step
 
@@ -79,7 +80,7 @@ def importance(
         For each name, float64: kind=diag one number an element; kind=scalar one number, the mean over all
         named elements of its expert.
     """
-    likelihood = LogLikelihood(step.model, per_row=step.objective.sampling == "prefix")
+    likelihood = LogLikelihood(step)
     parameters = _parameters(step, names)
     sums = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in parameters.items()}
     n_samples, n_squares = 0, 0
@@ -104,10 +105,13 @@ def importance(
 class LogLikelihood(nn.Module):
     """log p(y | x) of each row, the sum over its scored states, [B]."""
 
-    def __init__(self, model: SequenceModel, *, per_row: bool) -> None:
+    def __init__(self, step: Step) -> None:
         super().__init__()
-        self.model = model
-        self.per_row = per_row
+        self.model = step.model
+        loss: LossConfig = step.objective.config  # type: ignore[assignment]
+        self.prior = prior_log_odds(positive_power(loss, self.model.items.n_items), loss.n_negatives)
+        """What the loss adds to the score of a pair."""
+        self.per_row = step.objective.sampling == "prefix"
         """True where a sample has one target, the item after it."""
 
     def forward(self, rows: Rows) -> Tensor:
@@ -135,7 +139,8 @@ class LogLikelihood(nn.Module):
         if candidate_BPK is None:
             return _at_least_float(table.score(hidden_BPD))
         hidden_ND, candidate_NK = hidden_BPD.flatten(0, 1), candidate_BPK.flatten(0, 1)
-        return _at_least_float(table.score_items(hidden_ND, candidate_NK)).view(candidate_BPK.shape)
+        logit_NK = _at_least_float(table.score_items(hidden_ND, candidate_NK)) + self.prior
+        return logit_NK.view(candidate_BPK.shape)
 
 
 def _parts(

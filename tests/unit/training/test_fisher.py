@@ -1,5 +1,6 @@
 """Fisher importance: exact against a loop of gradients, and where it is known in closed form."""
 
+import math
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from lexrec.config import FisherConfig
 from lexrec.data.batch import Batch, collate
 from lexrec.item_encoders.base import Embedded, ItemEncoder, ScoringTable
 from lexrec.models.base import Encoded, SequenceModel
+from lexrec.objectives import _losses
 from lexrec.training.fisher import importance
 from lexrec.training.step import Step
 from tests import components
@@ -97,7 +99,8 @@ def test_pairs_are_bernoulli(loss: str) -> None:
     batch, n = pairs(40000), 40000
     targets = step.objective.prepare(batch, generator())
     item_NK = torch.cat([targets.target_N[:, None], targets.negative_NK], 1)
-    p_NK = (table_ID @ theta_D).sigmoid()[item_NK - 1]
+    prior = math.log(_losses.positive_power(step.objective.config, N_ITEMS) / 3)
+    p_NK = (table_ID @ theta_D + prior).sigmoid()[item_NK - 1]
     information_D = ((p_NK * (1 - p_NK))[..., None] * table_ID[item_NK - 1].square()).sum(1).mean(0)
     config = FisherConfig(kind="diag", labels="model", n_samples=n)
     found = importance(step, [batch], config, ["experts.0.theta"], generator())
