@@ -90,7 +90,10 @@ def target_ranks(
     for part in _parts(scorer, query, aside, block):
         rivals = _Rivals(part, target_B)
         for first, last in part.spans:
-            rivals.count(first, last)
+            score_BJ = part.score(first, last)
+            part.require_numbers(score_BJ.amax(1))
+            rivals.find_goals(score_BJ, first)
+            rivals.count(score_BJ, first, last)
         ranks.append(rivals.rank_B(ties))
     return _reachable(torch.cat(ranks), target_B, aside)
 
@@ -110,14 +113,20 @@ def ranks_and_lists(
     Args:
         k: length of the lists, at least 1.
         scorer, query, target_B, aside, ties, block: as for `target_ranks`.
+
+    Raises:
+        NanScoreError: a score of a target or of an item that may be shown is NaN.
     """
     ranks, lists = [], []
     for part in _parts(scorer, query, aside, block):
         rivals, best = _Rivals(part, target_B), _Best(k)
         for first, last in part.spans:
-            score_BJ = rivals.count(first, last)
+            score_BJ = part.score(first, last)
+            rivals.find_goals(score_BJ, first)
             part.set_aside(score_BJ, first, last, -torch.inf)
+            # Before counting, which spoils the targets' scores; a NaN is first in its list, and seen there.
             best.add(score_BJ, first)
+            rivals.count(score_BJ, first, last)
         ranks.append(rivals.rank_B(ties))
         lists.append(best.key_BK)
     return _reachable(torch.cat(ranks), target_B, aside), _unkey(lists)
@@ -191,6 +200,12 @@ class _Part:
         self._overwrite(score_BJ, self.aside.zero, first, last, 0.0)
         return score_BJ
 
+    def require_numbers(self, value_B: Tensor) -> None:
+        """Refuse a row whose value is NaN."""
+        is_nan_B = value_B.isnan()
+        if is_nan_B.any():
+            raise NanScoreError(self.rows.start + int(is_nan_B.nonzero()[0, 0]))
+
     def set_aside(self, score_BJ: Tensor, first: int, last: int, value: float) -> None:
         """Overwrite the scores of a block's items that do not compete."""
         self._overwrite(score_BJ, self.aside.exclude, first, last, value)
@@ -214,52 +229,45 @@ class _Rivals:
         self.part, self.target_B = part, target_B[part.rows]
         self.goal_B = torch.full(self.target_B.shape, torch.nan)
         self.greater_B = self.tied_B = torch.zeros((), dtype=torch.float64)
-        if len(part.spans) == 1:
-            return
-        for first, last in part.spans:
+        self._is_looked_up = len(part.spans) > 1
+        for first, last in part.spans if self._is_looked_up else ():
             if ((self.target_B >= first) & (self.target_B < last)).any():
-                self._find_goals(self._checked(first, last), first)
+                self._look(part.score(first, last), first)
 
-    def count(self, first: int, last: int) -> Tensor:
-        """Count the rivals of one block. Returns its scores, those of items set aside aside."""
-        score_BJ = self._checked(first, last)
-        if len(self.part.spans) == 1:
-            self._find_goals(score_BJ, first)
+    def find_goals(self, score_BJ: Tensor, first: int) -> None:
+        """Take the targets' scores from the very block in which their rivals are compared with them.
+
+        A dot product of its own may round differently from the block's matrix product, and the target
+        would lose to, or beat, its equals by a rounding error.
+        """
+        if not self._is_looked_up:
+            self._look(score_BJ, first)
+
+    def count(self, score_BJ: Tensor, first: int, last: int) -> None:
+        """Count the rivals of one block. Spoils its scores."""
         # NaN neither beats nor ties, whatever the target's score is; -inf would tie with -inf.
         self.part.set_aside(score_BJ, first, last, torch.nan)
         own_B1, is_here_B1 = self._own(score_BJ, first)
-        score_B1 = score_BJ.gather(1, own_B1)
-        score_BJ.scatter_(1, own_B1, score_B1.masked_fill(is_here_B1, torch.nan))
+        score_BJ.scatter_(1, own_B1, score_BJ.gather(1, own_B1).masked_fill(is_here_B1, torch.nan))
         greater_B, tied_B = count_rivals(score_BJ, self.goal_B)
         self.greater_B, self.tied_B = self.greater_B + greater_B.double(), self.tied_B + tied_B.double()
-        return score_BJ.scatter_(1, own_B1, self.goal_B[:, None].where(is_here_B1, score_B1))
 
     def rank_B(self, ties: Ties) -> Tensor:
         """1 + greater + share * tied, float64 on the CPU, once every block is counted."""
         return (1 + self.greater_B + TIE_SHARE[ties] * self.tied_B).cpu()
 
-    def _find_goals(self, score_BJ: Tensor, first: int) -> None:
-        """Take the targets' scores from the very block in which their rivals are compared with them.
-
-        A dot product of its own may round differently from the block's matrix product, and the target
-        would lose to, or beat, its equals by a rounding error. NaN where no block holds the target.
-        """
+    def _look(self, score_BJ: Tensor, first: int) -> None:
+        """The goals of the targets that the block holds; those that no block holds stay NaN."""
         own_B1, is_here_B1 = self._own(score_BJ, first)
-        goal_B1 = self.goal_B.to(score_BJ.device)[:, None]
-        self.goal_B = score_BJ.gather(1, own_B1).where(is_here_B1, goal_B1)[:, 0]
+        own_score_B1 = score_BJ.gather(1, own_B1)
+        self.part.require_numbers(own_score_B1.where(is_here_B1, 0.0)[:, 0])
+        self.goal_B = own_score_B1.where(is_here_B1, self.goal_B.to(score_BJ.device)[:, None])[:, 0]
 
     def _own(self, score_BJ: Tensor, first: int) -> tuple[Tensor, Tensor]:
         """The column of each target, and True where it lies in the block."""
         column_B1 = (self.target_B.to(score_BJ.device) - first)[:, None]
         own_B1 = column_B1.clamp(0, score_BJ.shape[1] - 1)
         return own_B1, own_B1 == column_B1
-
-    def _checked(self, first: int, last: int) -> Tensor:
-        score_BJ = self.part.score(first, last)
-        is_nan_B = score_BJ.amax(1).isnan()
-        if is_nan_B.any():
-            raise NanScoreError(self.part.rows.start + int(is_nan_B.nonzero()[0, 0]))
-        return score_BJ
 
 
 class _Best:

@@ -223,6 +223,8 @@ def test_the_row_of_a_nan_is_its_place_in_the_batch_though_rows_are_parted(monke
     for rank in (
         lambda: target_ranks(scorer, score_BI, torch.ones(7, dtype=torch.int64), NOTHING),
         lambda: top_k(scorer, score_BI, 2, NOTHING),
+        lambda: ranks_and_lists(scorer, score_BI, torch.ones(7, dtype=torch.int64), 2, NOTHING),
+        lambda: ranks_and_lists(scorer, score_BI, torch.full((7,), 4), 2, Aside.of(Pairs.of([[4]] * 7))),
     ):
         with pytest.raises(NanScoreError) as caught:
             rank()
