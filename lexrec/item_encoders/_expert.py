@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from lexrec.item_encoders._attention import Chosen, CrossAttention
 from lexrec.item_encoders._mltfr_config import MltfrConfig
+from lexrec.kernels.gpu import on_gpu
 from lexrec.kernels.token_attention import Choice, Projection, attend, project
 from lexrec.kernels.token_filter import (
     RoughTokens,
@@ -190,7 +191,7 @@ class TokenExpert(nn.Module):
 
 def is_on_gpu(x: Tensor) -> bool:
     """Where the one-product way is the faster one."""
-    return x.is_cuda
+    return on_gpu(x)
 
 
 def without_gradient(token_MK: Tensor, config: MltfrConfig) -> Chosen:

@@ -12,6 +12,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from lexrec.kernels.gpu import on_gpu
+
 T = TypeVar("T")
 
 
@@ -23,9 +25,9 @@ def side_by_side(tasks: Sequence[Callable[..., T]], given: Sequence[Tensor | Non
         given: tensors; the first says which device.
     """
     assert given[0] is not None
-    device = given[0].device
-    if device.type != "cuda" or len(tasks) < 2:
+    if not on_gpu(given[0]) or len(tasks) < 2:
         return [task(*given) for task in tasks]
+    device = given[0].device
     before, results = torch.cuda.current_stream(device), []
     streams = [_stream(device, i) for i in range(len(tasks))]
     for stream, task in zip(streams, tasks, strict=True):

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lexrec.kernels.gpu import on_gpu
+
 _WIDEST = 1024
 """Width up to which a row fits a program."""
 
@@ -30,7 +32,7 @@ def gated_mixture(gate_RE: Tensor, out_ERD: Tensor, vector_RD: Tensor, cap: floa
         vector_RD: what the mixture is added to.
         cap: longest the mixture may be, in lengths of the vector; None: unbounded.
     """
-    if out_ERD.is_cuda and out_ERD.shape[2] <= _WIDEST and not torch.compiler.is_compiling():
+    if on_gpu(out_ERD) and out_ERD.shape[2] <= _WIDEST:
         added_RD: Tensor = _Mixture.apply(gate_RE, out_ERD, vector_RD, cap)  # type: ignore[no-untyped-call]
         return added_RD
     mixed_RD = (gate_RE.softmax(dim=-1).T[:, :, None] * out_ERD).sum(0)

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lexrec.kernels.gpu import on_gpu
 from lexrec.kernels.token_filter import unit_rows
 
 
@@ -61,7 +62,7 @@ def attend(
         dropout: share of attention weights that are dropped.
     """
     query_UQD = query_UQD.to(projection.projected_VX.dtype)
-    if not query_UQD.is_cuda:
+    if not on_gpu(query_UQD):
         return _plain(query_UQD, choice, projection, n_heads, dropout)
     call = _Call(choice, projection, n_heads, dropout)
     mixed_UQD: Tensor = _Attend.apply(query_UQD, projection.weight_XW, projection.bias_X, choice.scale, call)  # type: ignore[no-untyped-call]

@@ -21,13 +21,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lexrec.kernels.gpu import is_transformed, on_gpu
+
 _CHUNK_CELLS = 2**20
 """Scores held at once: 4 MiB in fp32, which a processor's cache holds."""
 _ROUNDING = 2.0**-7
 """Most by which a product of two vectors of length 1 in bfloat16 is off: 2^-9 for each factor and for the
 result, with room."""
 _GROUP, _APART = 32, 64
-"""Tokens of a group of scores, and how far apart those of rough ones stand: a CPU takes neighbours at once."""
+"""Tokens of a group of scores, and how far apart those of rough ones are: a CPU takes neighbours at once."""
 _LONG = 1024
 """Tokens from which on noise is read in steps."""
 _WIDEST, _LONGEST = 256, 2**13
@@ -50,7 +52,7 @@ class ShiftedGumbel:
         """Minus the draws, thrice, so that none who reads on has to turn back; where rows begin, in steps."""
 
     def _drawn(self, n_rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        if device.type == "cuda":
+        if device.type == "cuda" and not is_transformed():
             from lexrec.kernels import _token_filter_triton
 
             return _token_filter_triton.drawn_noise(n_rows, self.n_tokens, self.step, device)
@@ -85,7 +87,7 @@ def choose_tokens(
             softmax(scale * cos).
         rough: of these tokens; without noise they spare most of the arithmetic.
     """
-    if token_VD.is_cuda and token_VD.shape[1] <= _WIDEST and k <= _LONGEST and len(query_MD):
+    if on_gpu(token_VD) and token_VD.shape[1] <= _WIDEST and k <= _LONGEST and len(query_MD):
         from lexrec.kernels import _token_filter_triton
 
         if not isinstance(scale, Tensor):
@@ -120,14 +122,20 @@ def choice_probability(
         tau: temperature.
         noise: what was added to the scores of the choice.
     """
-    p_MK: Tensor = _Probability.apply(F.normalize(query_MD, dim=-1), token_VD, scale, (token_MK, tau, noise))  # type: ignore[no-untyped-call]
+    unit_MD = F.normalize(query_MD, dim=-1)
+    if is_transformed():
+        # A sample at a time nothing is large, and PyTorch's own operations know what to do.
+        score_MV = scale * (unit_MD @ token_VD.T)
+        score_MV = score_MV if noise is None else score_MV + noise.rows(0, len(unit_MD))
+        return (score_MV / tau).softmax(dim=1).gather(1, token_MK)
+    p_MK: Tensor = _Probability.apply(unit_MD, token_VD, scale, (token_MK, tau, noise))  # type: ignore[no-untyped-call]
     return p_MK
 
 
 def unit_rows(x_RD: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Rows scaled to length 1, without gradient, in one pass and in that type; rows of zeros stay."""
     dtype = dtype or x_RD.dtype
-    if x_RD.is_cuda and x_RD.shape[1] <= _WIDEST:
+    if on_gpu(x_RD) and x_RD.shape[1] <= _WIDEST:
         from lexrec.kernels import _token_filter_triton
 
         return _token_filter_triton.unit_rows(x_RD, dtype)
@@ -137,9 +145,9 @@ def unit_rows(x_RD: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 class RoughTokens:
     """Token vectors in 16 bits beside those in 32, for CPUs that multiply the short ones five times as fast.
 
-    The short ones say which tokens may be among the best, allowing for their rounding, and the long ones which
-    are: the choice is that of the long ones. The mean of all tokens is taken off first: it changes no order, and
-    the rounding is in proportion to what is left.
+    The short ones say which tokens may be among the best, allowing for their rounding, and the long ones
+    which are: the choice is that of the long ones. The mean of all tokens is taken off first: it changes no
+    order, and the rounding is in proportion to what is left.
 
     Args:
         token_VD: what is chosen from, L2-normalised.
@@ -155,7 +163,7 @@ class RoughTokens:
     def of(token_VD: Tensor) -> "RoughTokens | None":
         """Where they help: on a CPU with such arithmetic."""
         # Older versions of PyTorch do not say.
-        can = getattr(torch.cpu, "get_capabilities", dict)()
+        can: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
         is_fast = can.get("avx512_bf16") or can.get("amx_bf16")
         if token_VD.is_cpu and token_VD.dtype == torch.float32 and is_fast:
             return RoughTokens(token_VD)
@@ -167,8 +175,8 @@ class RoughTokens:
 
     def choose(self, unit_MD: Tensor, k: int) -> Tensor:
         """The k tokens of the largest products, largest first, int64 [M, K]."""
-        parts = unit_MD.split(max(1, 2 * _CHUNK_CELLS // len(self.rest_UD)))
-        return torch.cat([self._choose(part_CD, k) for part_CD in parts])
+        M, step = len(unit_MD), max(1, 2 * _CHUNK_CELLS // len(self.rest_UD))
+        return torch.cat([self._choose(unit_MD[i : i + step], k) for i in range(0, M, step)])
 
     def _choose(self, unit_CD: Tensor, k: int) -> Tensor:
         C, V = len(unit_CD), len(self.token_VD)

@@ -319,7 +319,7 @@ def test_no_tensor_is_queries_by_vocabulary(estimator: str, monkeypatch: pytest.
 @pytest.mark.gpu
 @pytest.mark.parametrize("interest", ["prefix", "sequence"])
 def test_on_a_gpu_a_step_holds_no_scores(interest: str) -> None:
-    """6400 queries of 32,000 tokens are 820 MB of scores, twice that with noise, and as much for a softmax."""
+    """6400 queries of 32,000 tokens are 820 MB of scores, and as much again for the noise."""
     torch.manual_seed(0)
     config = MltfrConfig(tables=("a",), k=64, interest=interest)
     built = Mltfr(config, Catalogue(500, 64, (components.table("a", 32000, 256),))).cuda().train()

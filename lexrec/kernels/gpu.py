@@ -1,0 +1,14 @@
+"""Whether a GPU's own kernels can be given a tensor."""
+
+import torch
+from torch import Tensor
+
+
+def on_gpu(x: Tensor) -> bool:
+    """True for a tensor that lies in a GPU's memory: inside torch.func and torch.compile none does."""
+    return x.is_cuda and not is_transformed() and not torch.compiler.is_compiling()
+
+
+def is_transformed() -> bool:
+    """True inside torch.func, where a tensor stands for many and only PyTorch's own operations will do."""
+    return bool(torch._C._are_functorch_transforms_active())
