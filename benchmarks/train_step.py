@@ -2,7 +2,7 @@
 
     python benchmarks/train_step.py --recipe sasrec --batch 128,1024 --loss ce,bce --mode eager,graph,compiled
 
-Rows are synthetic and full: every one of `--length` positions has a target, items are uniform. A step cuts its
+Rows are synthetic and full: each of `--length` positions has a target, items are uniform. A step cuts its
 batch, prepares targets, and runs forward, backward and optimizer. The epoch is timed as a whole, `--rounds`
 times for each setting, settings taking turns; ms and positions/s are medians, with the quickest and slowest
 round beside them. Modes: eager, call by call; graph, one CUDA graph a step; compiled, that graph of a
