@@ -102,4 +102,4 @@ def narrow_copy(part: nn.Module, config: Any, shrink: int = 1) -> nn.Module:
         n_out = old.out_features // (1 if old.out_features == width else shrink)
         instead[id(old)] = fresh_linear(old, config, n_in, n_out)
     # Only what is around the maps is copied: the activation, and how they are put together.
-    return copy.deepcopy(part, instead).float().requires_grad_(True)
+    return copy.deepcopy(part, instead)

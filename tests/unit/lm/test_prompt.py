@@ -42,9 +42,7 @@ def test_columns_come_in_the_order_they_are_named() -> None:
 
 
 def test_a_table_without_text_is_refused() -> None:
-    with pytest.raises(
-        ConfigError, match=r"items have no column 'title'; known: none; prepare it again"
-    ):
+    with pytest.raises(ConfigError, match=r"items have no column 'title'; known: none; prepare it again"):
         read_texts(None, ("title",), 2, tokenizer())
     with pytest.raises(ConfigError, match=r"model\.columns: no item has any text in title"):
         read_texts(pa.table({"item_id": [1], "title": [""]}), ("title",), 2, tokenizer())
@@ -52,17 +50,17 @@ def test_a_table_without_text_is_refused() -> None:
 
 def test_events_have_their_places_whatever_the_texts_lengths() -> None:
     prompt = read_texts(items(), ("title", "category"), 2, tokenizer())
-    batch = with_slots(collate([[1, 4], [3]], 3), 4)
+    batch = with_slots(collate([[2, 4], [3]], 3), 4)
     events = prompt.events(batch)
-    assert events.item_N.tolist() == [1, 4, 3, 0]
+    assert events.item_N.tolist() == [2, 4, 3, 0]
     assert events.history_NT[:, 0].tolist() == [0, 0, 1, 1]
-    assert events.is_token_NT.sum(1).tolist() == [6, 1, 2, 0]
+    assert events.is_token_NT.sum(1).tolist() == [2, 1, 2, 0]
     # Positions go on where the last event's text ended.
-    assert events.position_NT[0].tolist() == [0, 1, 2, 3, 4, 5]
-    assert events.position_NT[1, 0] == 6
+    assert events.position_NT[0, :2].tolist() == [0, 1]
+    assert events.position_NT[1, 0] == 2
     assert events.position_NT[2, :2].tolist() == [0, 1]
     assert events.item_place_N.tolist() == [0, 6, 12, 18]
-    assert events.end_place_N.tolist() == [5, 6, 13, 18]
+    assert events.end_place_N.tolist() == [1, 6, 13, 18]
 
 
 def test_ids_alone_are_a_place_an_event() -> None:

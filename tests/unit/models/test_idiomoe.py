@@ -23,7 +23,7 @@ from lexrec.training.checkpoint import Progressed
 from lexrec.training.step import Step
 from lexrec.training.trackers import Tracker
 from lexrec.training.train import train
-from tests.components import MAX_LEN, N_ITEMS, item_table, packed, ragged
+from tests.components import MAX_LEN, N_ITEMS, build_encoder, item_table, packed, ragged
 from tests.contract.test_backbones import Waits
 from tests.language_models import FAMILIES, N_TOKENS, WIDTH, folder
 from tests.worlds import world
@@ -277,6 +277,25 @@ def test_a_state_dict_holds_what_was_trained() -> None:
     state.pop("items.embedding.weight")
     with pytest.raises(RuntimeError, match=r'Missing key\(s\) in state_dict: "items.embedding.weight"'):
         other.load_state_dict(state)
+
+
+@torch.no_grad()
+def test_what_an_encoder_adds_after_the_first_layer_is_scaled_like_its_vectors() -> None:
+    model = built("gemma3_text")
+    model.items = build_encoder("mltfr", inject="after_block0").eval()
+    batch, seen = collate([[3, 1, 4]], 3), []
+    model.blocks[1].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    with_it = model.items(batch)
+    model(batch)
+    model.items.forward = lambda batch: with_it._replace(after_block0_BLD=None)  # type: ignore[method-assign]
+    model(batch)
+    assert_close(seen[0] - seen[1], WIDTH**0.5 * with_it.after_block0_BLD, atol=1e-5, rtol=1e-4)
+
+
+def test_no_part_keeps_what_it_was_told() -> None:
+    model = built("llama", *TEXT)
+    hidden(model, ragged())
+    assert all(dual.take_stream() is None for dual in duals(model))
 
 
 def test_a_width_that_is_not_the_language_models_is_refused() -> None:
