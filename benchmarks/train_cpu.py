@@ -11,6 +11,7 @@ and seconds from its start to the end of its first step. `--profile` adds the op
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -58,8 +59,9 @@ def in_a_process(args: argparse.Namespace, loss: str) -> dict[str, Any]:
     ]
     profile = ["--profile"] if args.profile else []
     command = [sys.executable, __file__, "--worker", *options, *profile, *args.overrides]
+    environment = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ  # As the command line has it.
     began = time.time()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

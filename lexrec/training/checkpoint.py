@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lexrec.errors import RunError
 from lexrec.run_dir import RunDir, read_json, write_json
+from lexrec.training.optimizer import AdamW
 
 _STATE = "state.json"
 
@@ -45,7 +46,7 @@ class Progressed:
 def save(
     run: RunDir,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: AdamW,
     generator: torch.Generator,
     at: Progressed,
 ) -> None:
@@ -64,9 +65,7 @@ def save(
     _keep_only(run, {at.step, at.best_step})
 
 
-def restore(
-    run: RunDir, model: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator
-) -> Progressed:
+def restore(run: RunDir, model: nn.Module, optimizer: AdamW, generator: torch.Generator) -> Progressed:
     """Load the newest complete checkpoint, if there is one, and cut the log back to it.
 
     Raises:
@@ -125,14 +124,14 @@ def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _optimizer_tensors(optimizer: AdamW) -> dict[str, Tensor]:
     state = optimizer.state_dict()["state"]
     return _contiguous(
         {f"optimizer.{i}.{name}": t for i, moments in state.items() for name, t in moments.items()}
     )
 
 
-def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def _restore_optimizer(optimizer: AdamW, tensors: dict[str, Tensor]) -> None:
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         if key.startswith("optimizer."):

@@ -1,10 +1,12 @@
 """Adam, a linear warm-up and what follows it."""
 
 import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 from lexrec.config import TrainConfig
 
@@ -12,30 +14,105 @@ _RATE = "lr_on_host"
 """Key of a parameter group: the rate it was given last, as a number."""
 
 
-def build_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW over everything trainable; with weight_decay 0 it is Adam. One pass over each weight."""
+class AdamW:
+    """AdamW in one pass over each weight: what `torch.optim.AdamW(fused=True)` does, by the same function.
+
+    That class loads PyTorch's compiler when it is made, a second and 150 MiB that no step here has a use for.
+
+    Args:
+        groups: dictionaries with `params`, and any of the settings in place of those below.
+        lr: learning rate; a tensor on the parameters' device is read by each step, a captured one too.
+        betas: decay of the mean of gradients and of their squares.
+        weight_decay: taken off the weights before each step, times `lr`.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[dict[str, Any]],
+        *,
+        lr: float | Tensor,
+        betas: tuple[float, float],
+        weight_decay: float,
+    ) -> None:
+        settings = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "eps": 1e-8}
+        self.param_groups = [settings | group for group in groups]
+        self.state: dict[nn.Parameter, dict[str, Tensor]] = {}
+        """Of each parameter that has had a gradient: `step`, `exp_avg`, `exp_avg_sq`."""
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients, or zero them."""
+        for parameter in self._parameters():
+            if set_to_none:
+                parameter.grad = None
+            elif parameter.grad is not None:
+                parameter.grad.zero_()
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Move every parameter that has a gradient."""
+        for group in self.param_groups:
+            moved = [p for p in group["params"] if p.grad is not None]
+            states = [self._state(p) for p in moved]
+            adamw(
+                moved,
+                [p.grad for p in moved],
+                [state["exp_avg"] for state in states],
+                [state["exp_avg_sq"] for state in states],
+                [],
+                [state["step"] for state in states],
+                fused=True,
+                capturable=any(p.is_cuda for p in moved),
+                amsgrad=False,
+                maximize=False,
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                lr=group["lr"],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Moments by the number of their parameter, and the groups' settings."""
+        numbers = {parameter: i for i, parameter in enumerate(self._parameters())}
+        settings = [{k: v for k, v in group.items() if k != "params"} for group in self.param_groups]
+        return {"state": {numbers[p]: state for p, state in self.state.items()}, "param_groups": settings}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Take up what `state_dict` gave."""
+        parameters = list(self._parameters())
+        for i, moments in saved["state"].items():
+            own = {name: tensor.to(parameters[i].device).clone() for name, tensor in moments.items()}
+            self.state[parameters[i]] = own
+        for group, settings in zip(self.param_groups, saved["param_groups"], strict=True):
+            group.update(settings)
+
+    def _parameters(self) -> Iterator[nn.Parameter]:
+        for group in self.param_groups:
+            yield from group["params"]
+
+    def _state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        if parameter not in self.state:
+            step = torch.zeros((), device=parameter.device)
+            mean, square = torch.zeros_like(parameter), torch.zeros_like(parameter)
+            self.state[parameter] = {"step": step, "exp_avg": mean, "exp_avg_sq": square}
+        return self.state[parameter]
+
+
+def build_optimizer(module: nn.Module, config: TrainConfig) -> AdamW:
+    """AdamW over everything trainable; with weight_decay 0 it is Adam."""
     parameters = [p for p in module.parameters() if p.requires_grad]
-    is_on_gpu = any(p.is_cuda for p in parameters)
     # Decay would pull norms, biases and the filter's logit_scale towards zero, which is no simpler model.
     groups: list[dict[str, Any]] = [
         {"params": [p for p in parameters if p.ndim >= 2]},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     # A step that is captured as a graph reads its learning rate from the device.
+    is_on_gpu = any(p.is_cuda for p in parameters)
     lr = torch.tensor(config.lr, device=parameters[0].device) if is_on_gpu else config.lr
-    return torch.optim.AdamW(
-        groups,
-        lr=lr,
-        betas=config.betas,
-        weight_decay=config.weight_decay,
-        fused=True,
-        capturable=is_on_gpu,
-    )
+    return AdamW(groups, lr=lr, betas=config.betas, weight_decay=config.weight_decay)
 
 
-def set_lr(
-    optimizer: torch.optim.Optimizer, config: TrainConfig, step: int, n_steps: int | None = None
-) -> None:
+def set_lr(optimizer: AdamW, config: TrainConfig, step: int, n_steps: int | None = None) -> None:
     """The learning rate of optimizer step `step` (from 0).
 
     Args:

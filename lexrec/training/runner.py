@@ -23,6 +23,7 @@ from lexrec.data.batch import Batch
 from lexrec.data.windows import Batches
 from lexrec.errors import RunError
 from lexrec.objectives.base import Targets
+from lexrec.training.optimizer import AdamW
 from lexrec.training.step import Step
 
 _WARM_STEPS = 2
@@ -36,9 +37,7 @@ COMPILE = "LEXREC_COMPILE"
 class Update:
     """What one optimizer step does to a batch: the part that both runners share."""
 
-    def __init__(
-        self, step: Step, optimizer: torch.optim.Optimizer, generator: torch.Generator, config: TrainConfig
-    ) -> None:
+    def __init__(self, step: Step, optimizer: AdamW, generator: torch.Generator, config: TrainConfig) -> None:
         self.step, self.optimizer, self.generator, self.config = step, optimizer, generator, config
         self.arithmetic = _arithmetic(generator.device, config)
         self._losses: Callable[[Batch, Targets], dict[str, Tensor]] = step

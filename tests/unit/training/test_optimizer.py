@@ -5,7 +5,50 @@ import torch
 
 from lexrec.config import RunConfig, TrainConfig, load_recipe
 from lexrec.errors import ConfigError
-from lexrec.training.optimizer import build_optimizer, set_lr
+from lexrec.training.optimizer import AdamW, build_optimizer, set_lr
+
+
+def adamw(module: torch.nn.Module, lr: torch.Tensor) -> AdamW:
+    return AdamW([{"params": list(module.parameters())}], lr=lr, betas=(0.9, 0.999), weight_decay=0)
+
+
+def test_steps_are_those_of_pytorchs_class() -> None:
+    """Decay, a group without it, a parameter without a gradient for a while, a changed rate, a restart."""
+    torch.manual_seed(0)
+    ours, theirs = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    theirs.load_state_dict(ours.state_dict())
+    config = TrainConfig(lr=0.1, betas=(0.8, 0.9), weight_decay=0.05)
+    mine = build_optimizer(ours, config)
+    groups = [{"params": [theirs.weight]}, {"params": [theirs.bias], "weight_decay": 0.0}]
+    other = torch.optim.AdamW(groups, lr=0.1, betas=(0.8, 0.9), weight_decay=0.05, fused=True)
+    for step in range(8):
+        for layer, optimizer in ((ours, mine), (theirs, other)):
+            optimizer.zero_grad()
+            torch.manual_seed(step)
+            layer(torch.randn(5, 3)).square().sum().backward()
+            if step <= 2:
+                layer.bias.grad = None
+            for group in optimizer.param_groups:
+                group["lr"] = 0.1 / (1 + step)
+            optimizer.step()
+        assert torch.equal(ours.weight, theirs.weight)
+        assert torch.equal(ours.bias, theirs.bias)
+        if step == 4:
+            resumed = build_optimizer(ours, config)
+            resumed.load_state_dict(mine.state_dict())
+            mine = resumed
+    assert mine.state[ours.bias]["step"].item() == 5
+
+
+def test_gradients_are_dropped_or_zeroed() -> None:
+    layer = torch.nn.Linear(1, 1)
+    optimizer = adamw(layer, torch.tensor(0.5))
+    layer.weight.grad = torch.ones(1, 1)
+    optimizer.zero_grad(set_to_none=False)
+    assert layer.weight.grad.item() == 0
+    assert layer.bias.grad is None
+    optimizer.zero_grad()
+    assert layer.weight.grad is None
 
 
 def test_betas_decide_what_a_step_remembers() -> None:
@@ -67,7 +110,7 @@ def test_a_cosine_without_an_end_is_refused() -> None:
 def test_a_rate_that_is_a_tensor_stays_that_tensor() -> None:
     config = TrainConfig(lr=1.0, schedule="cosine")
     rate = torch.tensor(1.0)
-    optimizer = torch.optim.AdamW(torch.nn.Linear(1, 1).parameters(), lr=rate, capturable=False)
+    optimizer = adamw(torch.nn.Linear(1, 1), rate)
     held = optimizer.param_groups[0]["lr"]
     set_lr(optimizer, config, 1, 2)
     assert optimizer.param_groups[0]["lr"] is held
@@ -77,7 +120,7 @@ def test_a_rate_that_is_a_tensor_stays_that_tensor() -> None:
 def test_a_rate_that_stays_is_not_written_again() -> None:
     """Writing to a tensor on a GPU is a kernel launch, each step."""
     config = TrainConfig(lr=1.0, warmup_steps=3)
-    optimizer = torch.optim.AdamW(torch.nn.Linear(1, 1).parameters(), lr=torch.tensor(0.5), capturable=False)
+    optimizer = adamw(torch.nn.Linear(1, 1), torch.tensor(0.5))
     versions, seen = [], []
     for step in range(6):
         set_lr(optimizer, config, step)
