@@ -37,7 +37,8 @@ def best_keys(score_BJ: Tensor, first: int, k: int) -> Tensor:
     _keep[(B,)](score_BJ, key_BM, kept_B, J, first, k, n_places, _GROUPS, num_warps=8)
     crowded_R = (kept_B > n_places).nonzero()[:, 0]
     if len(crowded_R):
-        best_RK = best_keys_by_groups(score_BJ[crowded_R], first, k).topk(min(k, J), dim=1).values
+        key_RM = best_keys_by_groups(score_BJ[crowded_R], first, k)
+        best_RK = key_RM.topk(min(k, key_RM.shape[1]), dim=1).values
         key_BM[crowded_R] = NO_KEY
         key_BM[crowded_R, : best_RK.shape[1]] = best_RK
     return key_BM

@@ -41,7 +41,7 @@ def best_keys(score_BJ: Tensor, first: int, k: int) -> Tensor:
         first: the item of column 0.
         k: how many must be among them; all where J is smaller.
     """
-    if score_BJ.is_cuda:
+    if score_BJ.is_cuda and len(score_BJ):
         from lexrec.kernels import _ranking_triton
 
         if _ranking_triton.takes(k):
@@ -59,14 +59,15 @@ def best_keys_by_groups(score_BJ: Tensor, first: int, k: int) -> Tensor:
     size = _LARGEST_GROUP
     while size > 1 and J // size < 2 * k:
         size //= 2
-    peak_BG = score_BJ[:, : J // size * size].view(B, -1, size).amax(2)
+    G = J // size
+    peak_BG = score_BJ[:, : G * size].view(B, G, size).amax(2)
     least_B1 = score_BJ.new_full((B, 1), -torch.inf)
-    if peak_BG.shape[1] >= k:
+    if G >= k:
         least_B1 = peak_BG.topk(k, dim=1).values[:, -1:]
     place_N = _reaching(score_BJ, least_B1)
     row_N, column_N = place_N // J, place_N % J
     kept_B = row_N.bincount(minlength=B)
-    key_BM = torch.full((B, int(kept_B.max())), NO_KEY, device=score_BJ.device)
+    key_BM = torch.full((B, int(kept_B.max()) if B else 0), NO_KEY, device=score_BJ.device)
     nth_N = torch.arange(len(row_N), device=row_N.device) - (kept_B.cumsum(0) - kept_B)[row_N]
     key_BM[row_N, nth_N] = make_keys(score_BJ.flatten()[place_N], column_N + first)
     return key_BM

@@ -157,6 +157,12 @@ def test_a_nan_is_an_error_wherever_it_stands(block):
             top_k(Table(score_BI), None, 2, NOTHING, block=block)
 
 
+def test_no_rows_have_no_ranks_and_no_lists():
+    nobody = Rows(torch.zeros(0, 9))
+    rank_B, top = ranks_and_lists(nobody, nobody.score_BI, torch.zeros(0, dtype=torch.int64), 3, NOTHING)
+    assert (rank_B.shape, top.item_BK.shape) == ((0,), (0, 3))
+
+
 def test_a_nan_that_may_not_be_shown_hides_no_list():
     score_BI = torch.tensor([[1.0, torch.nan, 3.0]])
     top = top_k(Table(score_BI), None, 2, Aside.of(Pairs.of([[2]])))
