@@ -132,6 +132,11 @@ def working(
                     engine.close()
     except (duckdb.Error, MemoryError) as error:
         raise DataError(_complaint(error, scratch.parent, own)) from error
+    except RuntimeError as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):
+            # DuckDB's word for Ctrl-C.
+            raise KeyboardInterrupt from error
+        raise
     finally:
         if own is not None:
             own.disconnect()

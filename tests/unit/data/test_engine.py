@@ -78,6 +78,17 @@ def test_out_of_memory_is_one_line_with_the_way_out(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_interrupt_is_an_interrupt_and_leaves_nothing(tmp_path):
+    def interrupted():
+        with working(None, place=tmp_path):
+            # How DuckDB 1.5 passes on Ctrl-C; a real one it hears only between two of its tasks.
+            raise RuntimeError("Query interrupted") from KeyboardInterrupt()
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_tables_of_a_given_engine_are_temporary_and_dropped():
     backend = ibis.duckdb.connect()
     built(table(), options=Options(engine=backend))
