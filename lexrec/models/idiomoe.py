@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from lexrec import registry
 from lexrec.config import Config, component_config
-from lexrec.data.batch import Batch, Places
+from lexrec.data.batch import Batch, Places, with_slots
 from lexrec.errors import ConfigError
 from lexrec.item_encoders.base import Catalogue, Embedded, ItemEncoder
 from lexrec.item_encoders.id_embedding import IdEmbedding
@@ -41,6 +41,9 @@ from lexrec.lm.saved import save_only_trained
 from lexrec.lm.settings import LmConfig
 from lexrec.lm.stream import KeyValues, Reach, Seen, Stream, in_rows, packed
 from lexrec.models.base import Encoded, ModelConfig, SequenceModel, State, append
+
+_TOKENS_AT_ONCE = 2**16
+"""Of an evaluation; with SmolLM2-135M they take about half a GiB."""
 
 
 class IdiomoeConfig(ModelConfig):
@@ -171,6 +174,17 @@ class Idiomoe(SequenceModel):
             aux["language"] = self.config.lm_loss * self._language_loss(hidden_1SW[0], events)
         return Encoded(places.unpack(hidden_NW), aux)
 
+    def encode_next(self, batch: Batch) -> Encoded:
+        """As for any model; without gradient, rows of many tokens are read some at a time."""
+        n_events = batch.item_BL.numel() if batch.slot_N is None else len(batch.slot_N)
+        n_parts = -(-n_events * (1 + self.prompt.n_texts) // _TOKENS_AT_ONCE)
+        n_rows = -(-len(batch.item_BL) // max(n_parts, 1))
+        if torch.is_grad_enabled() or n_rows >= len(batch.item_BL):
+            return super().encode_next(batch)
+        starts = range(0, len(batch.item_BL), n_rows)
+        parts = [_some_rows(batch, slice(start, start + n_rows)) for start in starts]
+        return Encoded(torch.cat([super(Idiomoe, self).encode_next(p).hidden_BLD for p in parts]), {})
+
     def begin(self, batch: Batch) -> State:
         return self._read(batch._replace(slot_N=None), self.items(batch), batch, None)
 
@@ -259,3 +273,10 @@ class Idiomoe(SequenceModel):
         if self.config.text_as != "items":
             route = Route.strided(n_events, n_texts, events.item_N.device)
         return stream._replace(route=route, added_RSW=added_RSW, aux={})
+
+
+def _some_rows(batch: Batch, rows: slice) -> Batch:
+    """Rows of a batch, with slots for their own items."""
+    item_BL, length_B, user_B = (part[rows] for part in batch[:3])
+    time_BL = None if batch.time_BL is None else batch.time_BL[rows]
+    return with_slots(Batch(item_BL, length_B, user_B, time_BL), max(int(length_B.sum()), 1))

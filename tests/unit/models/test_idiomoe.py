@@ -406,3 +406,17 @@ def test_a_step_over_texts_never_waits_for_the_device(checkpointing: str) -> Non
         targets = objective.prepare(batch, torch.Generator())
         Step(model, objective)(batch, targets)["loss"].backward()
     assert waits.found == set()
+
+
+@torch.no_grad()
+def test_rows_of_many_tokens_are_read_some_at_a_time_and_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = built("llama", *TEXT)
+    batch, n_read = packed(ragged()), []
+    model.blocks[0].register_forward_pre_hook(lambda _, given: n_read.append(given[0].shape[1]))
+    whole = model.encode_next(batch).hidden_BLD
+    monkeypatch.setattr("lexrec.models.idiomoe._TOKENS_AT_ONCE", 60)
+    some = model.encode_next(batch).hidden_BLD
+    stride = 1 + model.prompt.n_texts
+    # 15 slots at once; then two rows with 8 + 1 events, and two with none and 3.
+    assert n_read == [15 * stride, 9 * stride, 3 * stride]
+    assert_close(some[batch.length_B > 0], whole[batch.length_B > 0])
