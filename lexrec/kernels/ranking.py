@@ -36,6 +36,8 @@ def count_rivals(score_BJ: Tensor, goal_B: Tensor) -> tuple[Tensor, Tensor]:
 def best_keys(score_BJ: Tensor, first: int, k: int) -> Tensor:
     """Keys of some columns of a block, the k best of each row among them, int64 [B, M] in no order.
 
+    A score of -inf has none: what was set aside is not shown, however short the list.
+
     Args:
         score_BJ: float32 scores of items first..first + J - 1.
         first: the item of column 0.
@@ -62,7 +64,7 @@ def best_keys_by_groups(score_BJ: Tensor, first: int, k: int) -> Tensor:
     G = J // size
     peak_BG = score_BJ[:, : G * size].view(B, G, size).amax(2)
     least_B1 = score_BJ.new_full((B, 1), -torch.inf)
-    if G >= k:
+    if k <= G:
         least_B1 = peak_BG.topk(k, dim=1).values[:, -1:]
     place_N = _reaching(score_BJ, least_B1)
     row_N, column_N = place_N // J, place_N % J
@@ -79,7 +81,7 @@ def _reaching(score_BJ: Tensor, least_B1: Tensor) -> Tensor:
     if score_BJ.is_cuda:
         return (~(score_BJ < least_B1)).flatten().nonzero()[:, 0]
     # PyTorch takes six times as long to compare into booleans on a CPU.
-    return torch.from_numpy(np.flatnonzero(~np.less(score_BJ.numpy(), least_B1.numpy())))
+    return torch.from_numpy(np.flatnonzero(~np.less(score_BJ.detach().numpy(), least_B1.detach().numpy())))
 
 
 def make_keys(score: Tensor, item: Tensor) -> Tensor:
