@@ -15,14 +15,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lexrec import __version__, commands
+from lexrec.commands._threads import settle_threads
 from lexrec.errors import LexrecError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line, by default this process's; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    # Threads wait asleep: spinning, they take the cores from one another where others work too.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    settle_threads()
     try:
         # Taken out here, so that it may stand anywhere, after a sub-verb too.
         code = _dispatch([word for word in words if word != "--debug"])

@@ -1,13 +1,9 @@
-"""What a training process starts with: no compiler, no data frames, threads that wait asleep."""
+"""What a training process loads."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-from lexrec.commands.__main__ import main
 from tests.worlds import world
 
 TRAIN = """
@@ -24,12 +20,3 @@ def test_a_training_loads_no_compiler_and_no_data_frames(tmp_path: Path) -> None
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.strip() == ""
-
-
-def test_threads_of_a_command_wait_asleep_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    assert main(["--help"]) == 0
-    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
-    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
-    assert main(["--help"]) == 0
-    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
