@@ -18,8 +18,8 @@ from torch import Tensor
 
 _LOG2E = tl.constexpr(1.4426950408889634)
 _LOWEST = tl.constexpr(-1.0e30)
-_TILE = 128
-"""States, and items, of a tile; half as many states where a block of states is the one that stays."""
+_TILE, _WIDE_TILE = 128, 64
+"""States, and items, of a tile; the second for rows wider than 128, which would not fit a small GPU."""
 _PROGRAMS = 264
 """Programs that keep a large GPU busy: twice the multiprocessors of an H100."""
 _MOST_SHARES = 16
@@ -53,13 +53,13 @@ def _losses(
     """Weighted losses [N], log2-sums [N], and how many states there are up to the last one in use [1]."""
     query_ND, row_ID = query_ND.to(dtype).contiguous(), row_ID.to(dtype).contiguous()
     N, D = query_ND.shape
-    n_shares, share = _shares(N, len(row_ID))
+    tile, tile_d, n_stages = _tile_of(D)
+    n_shares, share = _shares(N, len(row_ID), tile)
     top_SN = query_ND.new_empty(n_shares, N, dtype=torch.float32)
     total_SN = torch.empty_like(top_SN)
-    tile_d = max(16, triton.next_power_of_2(D))
-    _row_sums[(triton.cdiv(N, _TILE), n_shares)](
+    _row_sums[(triton.cdiv(N, tile), n_shares)](
         query_ND, row_ID, bias_I, weight_N, top_SN, total_SN,
-        N, len(row_ID), D, share, len(bias_I) > 0, _TILE, _TILE, tile_d, num_warps=4, num_stages=3,
+        N, len(row_ID), D, share, len(bias_I) > 0, tile, tile, tile_d, num_warps=4, num_stages=n_stages,
     )  # fmt: skip
     loss_N = query_ND.new_empty(N, dtype=torch.float32)
     log_sum_N = torch.empty_like(loss_N)
@@ -100,20 +100,20 @@ def _gradients(
     # Rounded again rather than kept: a pass over them costs less than the memory.
     query_ND, row_ID = query_ND.to(dtype).contiguous(), row_ID.to(dtype).contiguous()
     (N, D), n_items = query_ND.shape, len(row_ID)
-    tile_d = max(16, triton.next_power_of_2(D))
+    tile, tile_d, n_stages = _tile_of(D)
     has_bias = len(bias_I) > 0
-    n_shares, share = _shares(N, n_items)
+    n_shares, share = _shares(N, n_items, tile)
     of_query_SND = query_ND.new_empty(n_shares, N, D, dtype=torch.float32)
-    _of_states[(triton.cdiv(N, _TILE // 2), n_shares)](
+    _of_states[(triton.cdiv(N, 64), n_shares)](
         query_ND, row_ID, bias_I, weight_N, target_N, log_sum_N, of_query_SND,
-        N, n_items, D, share, has_bias, _TILE // 2, _TILE, tile_d, num_warps=4, num_stages=3,
+        N, n_items, D, share, has_bias, 64, tile, tile_d, num_warps=4, num_stages=n_stages,
     )  # fmt: skip
-    n_shares, share = _shares(n_items, N)
+    n_shares, share = _shares(n_items, N, tile)
     of_row_SID = query_ND.new_empty(n_shares, n_items, D, dtype=torch.float32)
     of_bias_SI = query_ND.new_empty(n_shares, len(bias_I), dtype=torch.float32)
-    _of_items[(triton.cdiv(n_items, _TILE), n_shares)](
+    _of_items[(triton.cdiv(n_items, tile), n_shares)](
         query_ND, row_ID, bias_I, weight_N, target_N, log_sum_N, of_row_SID, of_bias_SI, n_used_1,
-        N, n_items, D, share, has_bias, _TILE, _TILE, tile_d, num_warps=4, num_stages=3,
+        N, n_items, D, share, has_bias, tile, tile, tile_d, num_warps=4, num_stages=n_stages,
     )  # fmt: skip
     of_query_ND, of_row_ID = _total(of_query_SND), _total(of_row_SID)
     return of_query_ND.to(of_types[0]), of_row_ID.to(of_types[1]), _total(of_bias_SI)
@@ -155,12 +155,18 @@ def _total(part_SX: Tensor) -> Tensor:
     return part_SX[0] if len(part_SX) == 1 else part_SX.sum(0)
 
 
-def _shares(n_blocks_of: int, n_looped_over: int) -> tuple[int, int]:
+def _tile_of(width: int) -> tuple[int, int, int]:
+    """States and items of a tile, its width, and loads in flight: at most 75 KiB of a multiprocessor."""
+    tile_d = max(16, triton.next_power_of_2(width))
+    return (_TILE, tile_d, 3) if tile_d <= 128 else (_WIDE_TILE, tile_d, 2)
+
+
+def _shares(n_blocks_of: int, n_looped_over: int, tile: int) -> tuple[int, int]:
     """Shares that a loop is cut into so that there are enough programs, and the length of one."""
-    n_tiles = triton.cdiv(n_looped_over, _TILE)
-    wanted = min(max(1, _PROGRAMS // triton.cdiv(n_blocks_of, _TILE)), _MOST_SHARES, n_tiles)
+    n_tiles = triton.cdiv(n_looped_over, tile)
+    wanted = min(max(1, _PROGRAMS // triton.cdiv(n_blocks_of, tile)), _MOST_SHARES, n_tiles)
     share = triton.cdiv(n_tiles, wanted)
-    return triton.cdiv(n_tiles, share), share * _TILE
+    return triton.cdiv(n_tiles, share), share * tile
 
 
 @triton.jit

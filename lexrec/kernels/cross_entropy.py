@@ -23,7 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _CHUNK_CELLS = 2**20
-"""Logits held at once off the Triton path: 4 MiB, which a processor's cache holds."""
+"""Logits held at once on a CPU: 4 MiB, which a processor's cache holds."""
+_GPU_CHUNK_CELLS = 2**26
+"""On a GPU in float32: 256 MiB, since each chunk is a dozen launches."""
 _CHUNK_ROWS = 32
 """States of a chunk at least: matrix products with fewer are slow."""
 _WIDEST = 256
@@ -51,7 +53,7 @@ def cross_entropy(
 
             return _cross_entropy_triton.cross_entropy(query_ND, row_ID, target_N, weight_N, bias_I, dtype)
         query_ND, row_ID = query_ND.to(dtype), row_ID.to(dtype)
-        if len(query_ND) * len(row_ID) <= _CHUNK_CELLS:
+        if len(query_ND) * len(row_ID) <= _chunk_cells(query_ND):
             return _whole(query_ND, row_ID, target_N, weight_N, bias_I)
         loss: Tensor = _Chunked.apply(  # type: ignore[no-untyped-call]
             query_ND, row_ID, target_N, weight_N, bias_I
@@ -86,7 +88,7 @@ class _Chunked(torch.autograd.Function):
         wants_gradient = any(ctx.needs_input_grad)
         grads = _Gradients(query_ND, row_ID, bias_I) if wants_gradient else None
         loss = weight_N.new_zeros((), dtype=_sum_type(query_ND.dtype))
-        step = max(_CHUNK_ROWS, _CHUNK_CELLS // len(row_ID))
+        step = max(_CHUNK_ROWS, _chunk_cells(query_ND) // len(row_ID))
         for first in range(0, _n_used(weight_N), step):
             chunk = slice(first, first + step)
             query_CD, target_C, weight_C = query_ND[chunk], target_N[chunk, None], weight_N[chunk, None]
@@ -134,6 +136,10 @@ class _Gradients:
     def all(self) -> list[Tensor]:
         found = (self.of_query_ND, self.of_row_ID.to(self._row_ID.dtype), self.of_bias_I)
         return [one for one in found if one is not None]
+
+
+def _chunk_cells(query_ND: Tensor) -> int:
+    return _GPU_CHUNK_CELLS if query_ND.is_cuda else _CHUNK_CELLS
 
 
 def _sum_type(dtype: torch.dtype) -> torch.dtype:

@@ -31,6 +31,7 @@ SIZES = [
     Size(300, 129, 48, has_bias=True, unused=200),
     Size(1, 1000, 64),
     Size(65, 257, 64, unused=65),
+    Size(70, 90, 200, has_bias=True, unused=3),
 ]
 
 
@@ -178,8 +179,8 @@ def test_kernels_are_exact(size: Size, interpreted: Interpreted) -> None:
 
 def test_kernels_share_a_long_catalogue(interpreted: Interpreted, monkeypatch: pytest.MonkeyPatch) -> None:
     kernels = interpreted("_cross_entropy_triton")
-    assert kernels._shares(100, 10_445) == (14, 768)
-    assert kernels._shares(51_200, 10_445) == (1, 10_496)
+    assert kernels._shares(100, 10_445, 128) == (14, 768)
+    assert kernels._shares(51_200, 10_445, 128) == (1, 10_496)
     monkeypatch.setattr(kernels, "_PROGRAMS", 1)
     problem = Problem.of(Size(130, 400, 16))
     problem.hold(kernels.cross_entropy(*problem.asked(), torch.float16), 1e-3)
