@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from lexrec.item_encoders._attention import Chosen, CrossAttention
 from lexrec.item_encoders._mltfr_config import MltfrConfig
 from lexrec.kernels.gpu import on_gpu
-from lexrec.kernels.token_attention import Choice, Projection, attend, project
+from lexrec.kernels.token_attention import Choice, Projection, attend, project, serves
 from lexrec.kernels.token_filter import (
     RoughTokens,
     ShiftedGumbel,
@@ -149,7 +149,8 @@ class TokenExpert(nn.Module):
         """True where the one-product way serves: on a GPU, with our own estimator of the choice."""
         config = self.config
         is_ours = config.estimator == "log_bias" and config.pool == "user" and config.consensus is None
-        return is_on_gpu(query_UQD) and is_ours and not (config.bends_items or config.tune_tables)
+        is_served = is_on_gpu(query_UQD) and serves(self.k, query_UQD.shape[2])
+        return is_served and is_ours and not (config.bends_items or config.tune_tables)
 
     def _read_once(
         self, query_UQD: Tensor, interest_MD: Tensor, unit_U: Tensor | None

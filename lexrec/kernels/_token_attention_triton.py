@@ -159,5 +159,6 @@ def _blocks(asked: Asked) -> dict[str, Any]:
     if Q == 1:
         return {**blocks, "BK": power(K), "BH": power(H), "BC": power(D // H), "num_warps": 4}
     # A matrix product has sides of 16 at least.
-    sides = {"BQ": max(16, min(64, power(Q))), "BK": max(16, power(K)), "BC": max(16, power(D // H))}
+    most = 64 if asked.query_UQD.element_size() == 2 else 16
+    sides = {"BQ": max(16, min(most, power(Q))), "BK": max(16, power(K)), "BC": max(16, power(D // H))}
     return {**blocks, **sides, "num_warps": 4}

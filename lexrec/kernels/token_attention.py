@@ -40,6 +40,15 @@ class Choice(NamedTuple):
     """Factor on the cosine; None: nothing is learnt from the choice."""
 
 
+_MOST_CELLS = 2**14
+"""Numbers of a unit's chosen keys up to which a multiprocessor holds them."""
+
+
+def serves(k: int, dim: int) -> bool:
+    """True if a GPU's kernels take units of K rows of this width."""
+    return k * dim <= _MOST_CELLS
+
+
 def project(table_VW: Tensor, weight_XW: Tensor, bias_X: Tensor) -> Projection:
     """Alignment, keys and values of every token, in the arithmetic of the surroundings (autocast or not)."""
     with torch.no_grad():
@@ -62,7 +71,7 @@ def attend(
         dropout: share of attention weights that are dropped.
     """
     query_UQD = query_UQD.to(projection.projected_VX.dtype)
-    if not on_gpu(query_UQD):
+    if not (on_gpu(query_UQD) and serves(choice.token_UK.shape[1], query_UQD.shape[2])):
         return _plain(query_UQD, choice, projection, n_heads, dropout)
     call = _Call(choice, projection, n_heads, dropout)
     mixed_UQD: Tensor = _Attend.apply(query_UQD, projection.weight_XW, projection.bias_X, choice.scale, call)  # type: ignore[no-untyped-call]

@@ -32,8 +32,10 @@ _GROUP, _APART = 32, 64
 """Tokens of a group of scores, and how far apart those of rough ones are: a CPU takes neighbours at once."""
 _LONG = 1024
 """Tokens from which on noise is read in steps."""
-_WIDEST, _LONGEST = 256, 2**13
-"""Width and K up to which a tile and a list fit a multiprocessor."""
+_WIDEST, _LONGEST = 512, 512
+"""Bytes of a row, and K, up to which a tile and a list fit a multiprocessor."""
+_GPU_CHUNK = 16
+"""Chunks on a GPU, where they are not kept in a cache, in those of a processor."""
 
 
 class ShiftedGumbel:
@@ -87,7 +89,7 @@ def choose_tokens(
             softmax(scale * cos).
         rough: of these tokens; without noise they spare most of the arithmetic.
     """
-    if on_gpu(token_VD) and token_VD.shape[1] <= _WIDEST and k <= _LONGEST and len(query_MD):
+    if _fits(token_VD) and k <= _LONGEST and len(query_MD):
         from lexrec.kernels import _token_filter_triton
 
         if not isinstance(scale, Tensor):
@@ -135,11 +137,16 @@ def choice_probability(
 def unit_rows(x_RD: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Rows scaled to length 1, without gradient, in one pass and in that type; rows of zeros stay."""
     dtype = dtype or x_RD.dtype
-    if on_gpu(x_RD) and x_RD.shape[1] <= _WIDEST:
+    if _fits(x_RD):
         from lexrec.kernels import _token_filter_triton
 
         return _token_filter_triton.unit_rows(x_RD, dtype)
     return F.normalize(x_RD.detach(), dim=-1).to(dtype)
+
+
+def _fits(x_RD: Tensor) -> bool:
+    """True where kernels take rows of this width."""
+    return on_gpu(x_RD) and x_RD.shape[1] * x_RD.element_size() <= _WIDEST
 
 
 class RoughTokens:
@@ -219,7 +226,8 @@ class _Scores:
         self._scale, self._noise = scale, noise
 
     def chunks(self) -> list[slice]:
-        step = max(1, _CHUNK_CELLS // len(self.token_VD))
+        n_cells = _CHUNK_CELLS * (_GPU_CHUNK if self.unit_MD.is_cuda else 1)
+        step = max(1, n_cells // len(self.token_VD))
         return [slice(first, first + step) for first in range(0, len(self.unit_MD), step)]
 
     def of(self, part: slice) -> Tensor:
