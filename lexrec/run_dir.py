@@ -285,9 +285,10 @@ class RunDir:
             return
         card = read_json(self.path / "lm.json")
         if found["sha256"] != card["sha256"]:
+            where = f"{card['source']}@{card['revision']}" if card["revision"] else card["source"]
             raise RunError(
                 f"{self.path} was trained on language model {card['name']} {card['sha256'][:12]}, found "
-                f"{found['sha256'][:12]}; it holds only what was trained, so it needs that very one"
+                f"{found['sha256'][:12]}; it holds only what was trained, so it needs that of {where}"
             )
 
 

@@ -124,7 +124,7 @@ def _join(wheels: Iterable[Path], pattern: str, out: Path) -> None:
 def _from_gguf_file(path: Path) -> Base:
     if not path.is_file():
         raise LmError(f"language model file {str(path)!r} does not exist")
-    sha256 = stored.hash_file(path)
+    sha256 = _hash_file(path)
     folder = cache.folder() / "lm" / f"{plain_name(path.stem)}-{sha256[:16]}"
     with cache.lock(f"lm-{folder.name}"):
         if found := _converted(folder):
@@ -143,6 +143,7 @@ def _from_folder(folder: Path, name: str, source: str, revision: str) -> Base:
     return Base(name, folder, source, revision, _hash_of(files))
 
 
+@remember
 def _from_hub(name: str, offline: bool | None) -> Base:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -218,8 +219,19 @@ def _lm_folder() -> Path:
 
 
 def _hash_of(files: Iterable[Path]) -> str:
-    hashes = {file.name: stored.hash_file(file) for file in files}
+    hashes = {file.name: _hash_file(file) for file in files}
     if len(hashes) == 1:
         return next(iter(hashes.values()))
     listing = "".join(f"{sha256}  {name}\n" for name, sha256 in hashes.items())
     return hashlib.sha256(listing.encode()).hexdigest()
+
+
+def _hash_file(path: Path) -> str:
+    """sha256 of a file, taken once a process as long as the file does not change: weights are large."""
+    facts = path.stat()
+    return _hash_unchanged(path, facts.st_size, facts.st_mtime_ns)
+
+
+@remember
+def _hash_unchanged(path: Path, _: int, __: int) -> str:
+    return stored.hash_file(path)
