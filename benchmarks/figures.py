@@ -25,6 +25,8 @@ RESULTS = ROOT / "docs" / "results"
 _MARKED = re.compile(r"(<!-- figures (\S+) (\S+)((?: \S+)*) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Line = dict[str, Any]
+_MOST = 6
+"""Operations of a profile that are shown."""
 
 NAMES = {
     "targets_per_s": "targets/s",
@@ -178,6 +180,39 @@ def bench(lines: list[Line]) -> list[str]:
     return [*_table([*header, "256 together, histories/s", "command to answer, s"], rows), "", where]
 
 
+def operations(lines: list[Line]) -> list[str]:
+    """Where the time of a step on a CPU goes, from train_cpu.py --profile."""
+    rows = []
+    for line in lines:
+        for loss, found in line["results"].items():
+            spread = f"{found['step_ms']:.1f} ({found['step_ms_p10']:.1f} to {found['step_ms_p90']:.1f})"
+            most = [f"{name} {ms:.1f}" for name, ms in list(found.get("profile", {}).items())[:_MOST]]
+            rate, peak = number(found["targets_per_s"]), number(found["peak_mib"])
+            rows.append([loss.upper(), str(line["threads"]), spread, rate, peak, ", ".join(most)])
+    header = ["loss", "threads", "ms a step (p10 to p90)", "targets/s", "peak MiB", "operations, ms a step"]
+    at = lines[0]
+    where = f"{at['processor']}, {at['cores']} cores; torch {at['torch']}; lexrec at {at['commit']}."
+    return [*_table(header, rows), "", where]
+
+
+def stages(lines: list[Line]) -> list[str]:
+    """Where the time of a request goes, from serving.py."""
+    names = ("whole", "whole_p99", "indexes", "batch", "encode", "lists", "ids")
+    rows = [
+        [Path(line["run"]).name, n, *(f"{of[name]:.2f}" for name in names), number(of["histories_per_s"])]
+        for line in lines
+        for n, of in line["ms"].items()
+    ]
+    header = ["run", "together", "ms", "p99", "indexes", "batch", "encode", "lists", "ids", "histories/s"]
+    starts = [
+        f"Start of {Path(line['run']).name}, s: "
+        + ", ".join(f"{name.replace('_', ' ')} {s:.2f}" for name, s in line["start"].items())
+        + "."
+        for line in lines
+    ]
+    return [*_table(header, rows), "", *starts]
+
+
 KINDS: dict[str, Callable[..., list[str]]] = {
     "peers": peers,
     "on": on,
@@ -186,6 +221,8 @@ KINDS: dict[str, Callable[..., list[str]]] = {
     "ranking": ranking,
     "preparation": preparation,
     "bench": bench,
+    "operations": operations,
+    "stages": stages,
 }
 
 
