@@ -17,8 +17,10 @@ from torch import Tensor
 from lexrec.kernels.attention import PackedRows
 
 _LOG2E = tl.constexpr(1.4426950408889634)
-_LONGEST, _WIDEST = 128, 128
-"""Row length and head width up to which a row fits one tile."""
+_LONGEST = 128
+"""Row length up to which a row fits one tile."""
+_CELLS = 128 * 64
+"""Numbers of a tile's queries: 82 KiB of a multiprocessor, and a quarter of a minute of the compiler's time."""
 
 
 def fits(longest: int, head_width: int, dtype: torch.dtype) -> bool:
@@ -26,7 +28,8 @@ def fits(longest: int, head_width: int, dtype: torch.dtype) -> bool:
 
     Exact products of float32 tiles are unrolled, which takes the compiler up to minutes.
     """
-    return dtype.itemsize == 2 and longest <= _LONGEST and head_width <= _WIDEST
+    tile, tile_k = _tile_of(longest, head_width)
+    return dtype.itemsize == 2 and longest <= _LONGEST and tile * tile_k <= _CELLS
 
 
 def packed_attention(qkv_NM: Tensor, rows: PackedRows, n_heads: int, dropout: float) -> Tensor:

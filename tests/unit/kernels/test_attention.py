@@ -68,8 +68,10 @@ def test_kernels(n_heads: int, D: int, causal: bool, interpreted: Interpreted) -
 
 def test_what_fits_a_tile(interpreted: Interpreted) -> None:
     fits = interpreted("_attention_triton").fits
-    assert fits(128, 128, torch.bfloat16)
+    assert fits(128, 64, torch.bfloat16)
+    assert fits(50, 128, torch.bfloat16)
     assert not fits(129, 32, torch.bfloat16)
+    assert not fits(100, 128, torch.bfloat16)
     assert not fits(50, 256, torch.bfloat16)
     assert not fits(50, 32, torch.float32)
 
