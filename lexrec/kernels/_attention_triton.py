@@ -20,7 +20,7 @@ _LOG2E = tl.constexpr(1.4426950408889634)
 _LONGEST = 128
 """Row length up to which a row fits one tile."""
 _CELLS = 128 * 64
-"""Numbers of a tile's queries: 82 KiB of a multiprocessor, and a quarter of a minute of the compiler's time."""
+"""Numbers of a tile's queries: 82 KiB of a multiprocessor, and a quarter of a minute for the compiler."""
 
 
 def fits(longest: int, head_width: int, dtype: torch.dtype) -> bool:
