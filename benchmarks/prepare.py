@@ -9,6 +9,7 @@ and of processors, peak memory, room of scratch files, fingerprint, machine, ver
 
 peak_rss_mib is the process's own peak (VmHWM), which counts pages of files it has mapped;
 peak_anonymous_mib leaves out what is page cache (largest of samples taken every 20 ms).
+load_average is how many others wanted a processor when it began.
 """
 
 import argparse
@@ -120,6 +121,7 @@ def measure(events: str, out: str, args: argparse.Namespace) -> dict[str, object
     from lexrec.data.prepare import Columns, Filters, Options, build, prepare
 
     filters = Filters(k_core=args.k_core)
+    load = round(os.getloadavg()[0], 1)
     watch = Watch(Path(out).parent)
     began, cpu = time.monotonic(), time.process_time()
     if out:
@@ -135,6 +137,7 @@ def measure(events: str, out: str, args: argparse.Namespace) -> dict[str, object
         "seconds": round(seconds, 1),
         "cpu_seconds": round(cpu_seconds, 1),
         **watch.stop(),
+        "load_average": load,
         "machine": {"cpus": os.cpu_count(), "cpu": cpu_name(), "system": platform.platform()},
         "versions": {name: version(name) for name in PACKAGES},
     }

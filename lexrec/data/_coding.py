@@ -42,12 +42,12 @@ def encode(source: Source, columns: Columns, ties: str, engine: Engine) -> Coded
     engine.tell("reading")
     with reading(source.name):
         # Text is parsed once; what has types of its own is cheaper to scan again than to copy.
-        text = table = table if source.is_typed else engine.keep(table)
-    roles = read_roles(table, names, source, engine)
+        read = table if source.is_typed else engine.keep(table)
+    roles = read_roles(read, names, source, engine)
     values = {role: found.value for role, found in roles.items()}
     if is_by_row:
-        values["row"] = table.row
-    table = table.select(**values)
+        values["row"] = read.row
+    table = read.select(**values)
     if not is_by_row:
         table = table.mutate(tie=_tie(table))
     with reading(source.name):
@@ -56,7 +56,7 @@ def encode(source: Source, columns: Columns, ties: str, engine: Engine) -> Coded
         engine.tell("encoding the events")
         events = engine.keep(_coded(table, users, items))
         if not source.is_typed:
-            engine.drop(text)
+            engine.drop(read)
     kinds = {role: found.kind for role, found in roles.items()}
     return Coded(events, _order(roles, is_by_row), users, items, kinds, size(events, engine))
 

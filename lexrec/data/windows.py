@@ -1,6 +1,7 @@
 """Training windows, cut on the device from the flat event array: no worker, no per-sample Python.
 
-Dimension key: N events, S samples, V users who have samples, T batches of an epoch, B rows, L window length.
+Dimension key: N events, S samples, V users who have samples, T batches of an epoch, B rows, L window length,
+M = T * B places of an epoch.
 """
 
 import warnings
@@ -116,12 +117,11 @@ class Samples:
 
     def fill(self, epoch: "Batches", *, seed: int, number: int) -> None:
         """Put every sample once into `epoch`, in an order that depends on (seed, number) alone."""
-        n_batches, batch_size = len(epoch), epoch.batch_size
-        order_TB = torch.full((n_batches * batch_size,), -1, dtype=torch.int32)
+        dtype = torch.int32 if len(self) < 2**31 else torch.int64
+        order_M = torch.full((len(epoch) * epoch.batch_size,), -1, dtype=dtype)
         generator = _order_generator(seed, number)
-        torch.randperm(len(self), generator=generator, dtype=torch.int32, out=order_TB[: len(self)])
-        order_TB = order_TB.view(n_batches, batch_size)
-        epoch.take(self, order_TB)
+        torch.randperm(len(self), generator=generator, dtype=dtype, out=order_M[: len(self)])
+        epoch.take(self, order_M.view(len(epoch), epoch.batch_size))
 
 
 class Batches(Protocol):
