@@ -28,13 +28,8 @@ from lexrec.item_encoders._attention import Chosen, CrossAttention
 from lexrec.item_encoders._mltfr_config import MltfrConfig
 from lexrec.kernels.gpu import on_gpu
 from lexrec.kernels.token_attention import Choice, Projection, attend, project, serves
-from lexrec.kernels.token_filter import (
-    RoughTokens,
-    ShiftedGumbel,
-    choice_probability,
-    choose_tokens,
-    unit_rows,
-)
+from lexrec.kernels.token_filter import RoughTokens, ShiftedGumbel, choose_tokens, unit_rows
+from lexrec.kernels.token_probability import choice_probability
 
 
 class TokenExpert(nn.Module):

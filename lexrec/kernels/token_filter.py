@@ -2,11 +2,10 @@
 
     score[m, v] = scale * cos(interest_m, token_v) + gumbel[row(m), v]
     chosen[m]   = the K best v
-    p[m, v]     = softmax over v of score[m, v] / tau
 
 Nothing of size [M, V] is made: off a GPU a chunk of rows is scored at a time, on a GPU four kernels
 (`_token_filter_triton.py`) keep the best score of each group of tokens. The choice has no gradient; the
-probabilities of the chosen tokens have their exact one, for which the scores are made again.
+estimators that give it one work on the chosen tokens (token_attention.py, token_probability.py).
 
 Interests are rounded to the type of the token vectors, and scores are float32 sums (float64 for float64):
 a choice is exact but for scores that differ by the rounding of those sums.
@@ -15,7 +14,6 @@ Dimension key: M queries, V tokens, K chosen tokens, D width, P groups of G toke
 """
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -89,7 +87,7 @@ def choose_tokens(
             softmax(scale * cos).
         rough: of these tokens; without noise they spare most of the arithmetic.
     """
-    if _fits(token_VD) and k <= _LONGEST and len(query_MD):
+    if fits(token_VD) and k <= _LONGEST and len(query_MD):
         from lexrec.kernels import _token_filter_triton
 
         if not isinstance(scale, Tensor):
@@ -100,51 +98,22 @@ def choose_tokens(
     unit_MD = F.normalize(query_MD, dim=-1)
     if noise is None and rough is not None and rough.serves(k) and len(query_MD):
         return rough.choose(unit_MD * torch.as_tensor(scale).sign(), k)
-    score = _Scores(unit_MD, token_VD, scale, noise)
+    score = Scores(unit_MD, token_VD, scale, noise)
     chosen = [top_k(score.of(part), k) for part in score.chunks()]
     return torch.cat(chosen) if chosen else torch.zeros(0, k, dtype=torch.int64, device=query_MD.device)
-
-
-def choice_probability(
-    query_MD: Tensor,
-    token_VD: Tensor,
-    token_MK: Tensor,
-    *,
-    scale: Tensor,
-    tau: float,
-    noise: ShiftedGumbel | None,
-) -> Tensor:
-    """Probability of each chosen token among all V, float32 [M, K], with its gradient.
-
-    Args:
-        query_MD: interests; normalised here.
-        token_VD: token vectors, already L2-normalised.
-        token_MK: what was chosen.
-        scale: multiplies the cosine.
-        tau: temperature.
-        noise: what was added to the scores of the choice.
-    """
-    unit_MD = F.normalize(query_MD, dim=-1)
-    if is_transformed():
-        # A sample at a time nothing is large, and PyTorch's own operations know what to do.
-        score_MV = scale * (unit_MD @ token_VD.T)
-        score_MV = score_MV if noise is None else score_MV + noise.rows(0, len(unit_MD))
-        return (score_MV / tau).softmax(dim=1).gather(1, token_MK)
-    p_MK: Tensor = _Probability.apply(unit_MD, token_VD, scale, (token_MK, tau, noise))  # type: ignore[no-untyped-call]
-    return p_MK
 
 
 def unit_rows(x_RD: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Rows scaled to length 1, without gradient, in one pass and in that type; rows of zeros stay."""
     dtype = dtype or x_RD.dtype
-    if _fits(x_RD):
+    if fits(x_RD):
         from lexrec.kernels import _token_filter_triton
 
         return _token_filter_triton.unit_rows(x_RD, dtype)
     return F.normalize(x_RD.detach(), dim=-1).to(dtype)
 
 
-def _fits(x_RD: Tensor) -> bool:
+def fits(x_RD: Tensor) -> bool:
     """True where kernels take rows of this width."""
     return on_gpu(x_RD) and x_RD.shape[1] * x_RD.element_size() <= _WIDEST
 
@@ -215,7 +184,7 @@ def _best_of_rows(row_S: Tensor, token_S: Tensor, product_S: Tensor, n_rows: int
     return token_CX.gather(1, product_CX.topk(k, dim=1).indices)
 
 
-class _Scores:
+class Scores:
     """Scores of a chunk of queries at a time."""
 
     def __init__(
@@ -235,50 +204,6 @@ class _Scores:
         with torch.autocast(self.token_VD.device.type, enabled=False):
             score_CV = (self.unit_MD[part] * self._scale) @ self.token_VD.T
         return score_CV if self._noise is None else score_CV.add_(self._noise.rows(part.start, part.stop))
-
-
-class _Probability(torch.autograd.Function):
-    """exp(score / tau - logsumexp) of chosen tokens; both passes stream over chunks of queries."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        unit_MD: Tensor,
-        token_VD: Tensor,
-        scale: Tensor,
-        chosen: tuple[Tensor, float, ShiftedGumbel | None],
-    ) -> Tensor:
-        token_MK, tau, noise = chosen
-        score = _Scores(unit_MD, token_VD, scale, noise)
-        logit_MK = score.unit_MD.new_empty(token_MK.shape)
-        log_sum_M = score.unit_MD.new_empty(len(unit_MD))
-        for part in score.chunks():
-            logit_CV = score.of(part).div_(tau)
-            logit_MK[part] = logit_CV.gather(1, token_MK[part])
-            log_sum_M[part] = logit_CV.logsumexp(1)
-        p_MK = (logit_MK - log_sum_M[:, None]).exp_()
-        ctx.save_for_backward(unit_MD, token_VD, scale, token_MK, log_sum_M, p_MK)
-        ctx.tau, ctx.noise = tau, noise
-        return p_MK
-
-    @staticmethod
-    def backward(ctx: Any, grad_MK: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        unit_MD, token_VD, scale, token_MK, log_sum_M, p_MK = ctx.saved_tensors
-        score = _Scores(unit_MD, token_VD, scale, ctx.noise)
-        pull_MK = grad_MK * p_MK
-        pull_M1 = pull_MK.sum(1, keepdim=True)
-        of_unit_MD, of_token_VD = torch.zeros_like(score.unit_MD), torch.zeros_like(score.token_VD)
-        for part in score.chunks():
-            logit_CV = score.of(part).div_(ctx.tau)
-            slope_CV = logit_CV.sub_(log_sum_M[part, None]).exp_().mul_(-pull_M1[part])
-            slope_CV.scatter_add_(1, token_MK[part], pull_MK[part]).div_(ctx.tau)
-            of_unit_MD[part] = slope_CV @ score.token_VD
-            of_token_VD.addmm_(slope_CV.T, score.unit_MD[part])
-        # The slope of each score times its cosine, summed: no need to make the cosines again.
-        of_scale = (of_unit_MD * score.unit_MD).sum().to(scale.dtype)
-        factor = scale.to(of_unit_MD.dtype)
-        of_unit_MD, of_token_VD = of_unit_MD.mul_(factor), of_token_VD.mul_(factor)
-        return of_unit_MD.to(unit_MD.dtype), of_token_VD.to(token_VD.dtype), of_scale, None
 
 
 def top_k(score_MV: Tensor, k: int) -> Tensor:

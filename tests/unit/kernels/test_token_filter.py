@@ -15,7 +15,6 @@ from lexrec.kernels import token_filter
 from lexrec.kernels.token_filter import (
     RoughTokens,
     ShiftedGumbel,
-    choice_probability,
     choose_tokens,
     top_k,
     unit_rows,
@@ -141,37 +140,6 @@ def test_there_are_groups_enough(v: int, k: int, interpreted: Interpreted) -> No
     size = interpreted("_token_filter_triton").group_size(v, k)
     assert -(-v // size) >= k
     assert size & (size - 1) == 0
-
-
-def dense_probability(
-    query_MD: Tensor, token_VD: Tensor, token_MK: Tensor, scale: Tensor, tau: float, noise_MV: Tensor
-) -> Tensor:
-    score_MV = scale * F.normalize(query_MD, dim=1) @ token_VD.T + noise_MV
-    return (score_MV / tau).softmax(1).gather(1, token_MK)
-
-
-@pytest.mark.parametrize("noisy", [False, True])
-@pytest.mark.parametrize("size", SIZES)
-def test_probabilities_and_their_gradients_are_those_of_the_dense_softmax(
-    size: tuple[int, int, int, int], noisy: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    m, v, d, k = size
-    monkeypatch.setattr(token_filter, "_CHUNK_CELLS", 3 * v)
-    query_MD, token_VD, noise = sized(m, v, d, noisy, torch.float32)
-    token_MK = choose_tokens(query_MD, token_VD, k, scale=4.0, noise=noise)
-    noise_MV = torch.zeros(m, v) if noise is None else noise.rows(0, m)
-    pull_MK, found = torch.randn(m, k, dtype=torch.float64), []
-    for dtype in (torch.float32, torch.float64):
-        q, t = (x.detach().to(dtype).requires_grad_() for x in (query_MD, token_VD))
-        scale = torch.tensor(4.0, dtype=dtype, requires_grad=True)
-        if dtype == torch.float64:
-            p_MK = dense_probability(q, t, token_MK, scale, 0.5, noise_MV.double())
-        else:
-            p_MK = choice_probability(q, t, token_MK, scale=scale, tau=0.5, noise=noise)
-        (p_MK * pull_MK.to(dtype)).sum().backward()
-        found.append([p_MK.detach(), q.grad, t.grad, scale.grad])
-    for ours, true in zip(*found, strict=True):
-        assert (ours.double() - true).norm() <= 1e-4 * true.norm()
 
 
 @given(st.integers(1, 9), st.integers(1, 700), st.integers(1, 12), st.integers(0, 99))
