@@ -49,7 +49,7 @@ def read_arrays(
     is_item_C = np.zeros(coded.size.items, dtype=bool)
     columns = [name for name in ("user", "item", "time", "split") if name in events.columns]
     start = 0
-    engine.tell("sorting", 0, n_events)
+    engine.tell("sorting")
     for batch in engine.batches(events.order_by("user", *coded.order).select(*columns)):
         here = slice(start, start + batch.num_rows)
         _count(batch["user"].to_numpy(), count_C)

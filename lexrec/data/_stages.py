@@ -16,7 +16,7 @@ def tell_nobody(stage: str, done: int = 0, total: int | None = None) -> None:
 
 @contextmanager
 def stages(file: TextIO | None = None) -> Iterator[Tell]:
-    """A line that shows the stage and its time, and how far it is where that is known; it goes at the end.
+    """A line that shows the stage, its time, and how far it is where that is known; it goes at the end.
 
     Args:
         file: standard error by default.
@@ -36,15 +36,15 @@ def stages(file: TextIO | None = None) -> Iterator[Tell]:
     )
     console = Console(file=file, force_terminal=True)
     with progress.Progress(*columns, console=console, transient=True, redirect_stdout=False) as bar:
-        shown = bar.add_task("", total=None)
-        at = ""
+        at, shown = "", bar.add_task("")
 
         def tell(stage: str, done: int = 0, total: int | None = None) -> None:
-            nonlocal at
+            nonlocal at, shown
             if stage != at:
-                bar.reset(shown, description=stage, total=total, completed=done)
-                at = stage
+                # A task that had a total cannot be without one again.
+                bar.remove_task(shown)
+                at, shown = stage, bar.add_task(stage, total=total)
                 bar.refresh()
-            bar.update(shown, completed=done, total=total)
+            bar.update(shown, completed=done)
 
         yield tell

@@ -106,10 +106,11 @@ def test_a_terminal_sees_each_stage(monkeypatch):
     terminal = Terminal()
     with stages(terminal) as tell:
         tell("reading")
-        tell("sorting", 3, 10)
-        tell("sorting", 10, 10)
+        tell("writing", 0, 10)
+        tell("writing", 10, 10)
+        tell("flushing")
     text = terminal.getvalue()
-    assert text.index("reading") < text.index("sorting")
+    assert text.index("reading") < text.index("writing") < text.index("flushing")
 
 
 def test_nothing_is_said_where_there_is_no_terminal(monkeypatch):
