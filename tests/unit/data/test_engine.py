@@ -67,7 +67,7 @@ def test_out_of_memory_is_one_line_with_the_way_out(tmp_path):
     def too_much():
         with working(None, place=tmp_path) as engine:
             engine.backend.con.execute("SET memory_limit = '2MB'")
-            engine.keep(ibis.range(3_000_000).unnest().name("a").as_table().order_by(ibis.random()))
+            engine.keep(ibis.range(300_000).unnest().name("a").as_table().order_by(ibis.random()))
 
     with pytest.raises(DataError) as caught:
         too_much()

@@ -157,12 +157,12 @@ def test_a_file_too_large_to_write_is_one_line_and_leaves_nothing(tmp_path, pyth
     ("size", "message"),
     [
         ("160k", "no room is left in {disk}, where preparation keeps tables until it is done"),
-        ("4m", "cannot write {disk}/shop: No space left on device"),
+        ("2m", "cannot write {disk}/shop: No space left on device"),
     ],
 )
 def test_a_full_disk_is_one_line_and_leaves_nothing(size, message, tmp_path, lexrec):
     # Few different values: the engine's tables take less room than the arrays.
-    rows = "".join(f"{n % 5},{n % 7}\n" for n in range(1_500_000))
+    rows = "".join(f"{n % 5},{n % 7}\n" for n in range(700_000))
     (tmp_path / "events.csv").write_text("user_id,item_id\n" + rows)
     disk = tmp_path / "disk"
     disk.mkdir()
