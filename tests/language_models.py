@@ -55,7 +55,7 @@ def folder(family: str = "llama", seed: int = 0) -> Path:
 
 
 def _tokenizer():
-    from tokenizers import Tokenizer, models, pre_tokenizers
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     names = ["<pad>", "<bos>", "<eos>", "<unk>", ";", ",", *_WORDS.split()]
@@ -63,6 +63,8 @@ def _tokenizer():
     names += [f"t{i}" for i in range(N_TOKENS - len(names))]
     reader = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="<unk>"))
     reader.pre_tokenizer = pre_tokenizers.Whitespace()
+    # Gemma's way: a text begins with <bos> where special tokens are wanted.
+    reader.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
     return PreTrainedTokenizerFast(
         tokenizer_object=reader, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
     )

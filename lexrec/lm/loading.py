@@ -133,6 +133,19 @@ class LanguageModel(nn.Module):
             why = " ".join(str(error).split())[:200]
             raise LmError(f"language model {self.base.name} has no readable tokenizer: {why}") from error
 
+    def begin_tokens(self) -> list[int]:
+        """Tokens that the tokenizer puts before a text; none for many.
+
+        Raises:
+            LmError: there is no tokenizer.
+        """
+        with_them, without = (
+            self.tokenizer("a", add_special_tokens=wanted)["input_ids"] for wanted in (True, False)
+        )
+        n_before = next(i for i in range(len(with_them)) if with_them[i : i + len(without)] == without)
+        found: list[int] = with_them[:n_before]
+        return found
+
     def embed_text(self, token: Tensor) -> Tensor:
         """Vectors of text tokens as the first layer gets them, [*token.shape, W]."""
         vector: Tensor = self.causal.get_input_embeddings()(token)

@@ -53,11 +53,22 @@ class Stream(NamedTuple):
     """Joins the output of the first layer."""
     is_token_RS: Tensor | None = None
     """True where there is a token; None: everywhere."""
+    prefix: "Layers" = ()
+    """Of a packed row: keys and values of the tokens that stand before each of its histories."""
+    kept: "dict[int, tuple[Tensor, Tensor]] | None" = None
+    """Where each layer's attention puts its keys and values; None: nobody asks for them."""
     aux: dict[str, Tensor] | None = None
     """Where layers put auxiliary losses, summed by name, already weighted; None: nobody asks for them."""
 
 
-def packed(history_N: Tensor, position_N: Tensor, is_token_N: Tensor, longest: int, reach: Reach) -> Stream:
+def packed(
+    history_N: Tensor,
+    position_N: Tensor,
+    is_token_N: Tensor,
+    longest: int,
+    reach: Reach,
+    prefix: "Layers" = (),
+) -> Stream:
     """One row of many histories, each contiguous.
 
     Args:
@@ -66,6 +77,7 @@ def packed(history_N: Tensor, position_N: Tensor, is_token_N: Tensor, longest: i
         is_token_N: True where there is a token; what is none sees itself and is seen by nobody.
         longest: slots of the longest history there can be.
         reach: how far back a token looks.
+        prefix: keys and values, [1, H, P, K], of P tokens before each history; positions go on after them.
     """
     N = len(history_N)
     C, n_before = _block_size(N, longest)
@@ -78,8 +90,14 @@ def packed(history_N: Tensor, position_N: Tensor, is_token_N: Tensor, longest: i
     may_look_GCT &= key_GT[:, None] <= query_GC[:, :, None]
     itself_GCT = key_GT[:, None] == query_GC[:, :, None]
     distance_GCT = position_GC[:, :, None] - position_GT[:, None]
+    if prefix:
+        before_P = torch.arange(prefix[0][0].shape[2], device=history_N.device)
+        distance_GCP = position_GC[:, :, None] - before_P
+        may_look_GCT = torch.cat([torch.ones_like(distance_GCP, dtype=torch.bool), may_look_GCT], 2)
+        itself_GCT = torch.cat([torch.zeros_like(distance_GCP, dtype=torch.bool), itself_GCT], 2)
+        distance_GCT = torch.cat([distance_GCP, distance_GCT], 2)
     masks = _masks(may_look_GCT, itself_GCT, distance_GCT, reach)
-    return Stream(position_N[None], masks, is_token_RS=is_token_N[None])
+    return Stream(position_N[None], masks, is_token_RS=is_token_N[None], prefix=prefix)
 
 
 def in_rows(position_BS: Tensor, is_token_BS: Tensor, seen: "Seen", reach: Reach) -> Stream:
@@ -160,22 +178,35 @@ def _attend(
             module, q_RHSK, k_RHTK, v_RHTK, attention_mask, **settings
         )
         return plain
+    if stream.kept is not None:
+        stream.kept[module.layer_idx] = (k_RHTK, v_RHTK)
     mask = stream.masks.get(settings.get("sliding_window"), stream.masks[None])
+    before = stream.prefix[module.layer_idx] if stream.prefix else (k_RHTK[:, :, :0], v_RHTK[:, :, :0])
     n_groups = q_RHSK.shape[1] // k_RHTK.shape[1]
     if n_groups > 1:
         k_RHTK, v_RHTK = (part.repeat_interleave(n_groups, 1) for part in (k_RHTK, v_RHTK))
+        before = (before[0].repeat_interleave(n_groups, 1), before[1].repeat_interleave(n_groups, 1))
     is_blocked = mask.shape[2] != q_RHSK.shape[2]
     how = {"attn_mask": mask, "dropout_p": settings.get("dropout", 0.0), "scale": settings.get("scaling")}
     if not is_blocked:
+        k_RHTK, v_RHTK = _after(before[0], k_RHTK), _after(before[1], v_RHTK)
         y_RHSK = F.scaled_dot_product_attention(q_RHSK, k_RHTK, v_RHTK, **how)
         return y_RHSK.transpose(1, 2), None
     N, C = q_RHSK.shape[2], mask.shape[2]
     q_GHCK, k_GHCK, v_GHCK = (_cut(part, C) for part in (q_RHSK, k_RHTK, v_RHTK))
-    n_before = mask.shape[3] // C - 1
-    k_GHTK, v_GHTK = (_keys_with_before(part, n_before) for part in (k_GHCK, v_GHCK))
+    n_before = (mask.shape[3] - before[0].shape[2]) // C - 1
+    k_GHTK = _after(before[0], _keys_with_before(k_GHCK, n_before))
+    v_GHTK = _after(before[1], _keys_with_before(v_GHCK, n_before))
     y_GHCK = F.scaled_dot_product_attention(q_GHCK, k_GHTK, v_GHTK, **how)
     y_NHK = y_GHCK.transpose(1, 2).flatten(0, 1)[:N]
     return y_NHK[None], None
+
+
+def _after(prefix_1HPK: Tensor, x_RHTK: Tensor) -> Tensor:
+    """What stands before each row and its own keys or values, [R, H, P + T, K]."""
+    if not prefix_1HPK.shape[2]:
+        return x_RHTK
+    return torch.cat([prefix_1HPK.expand(len(x_RHTK), -1, -1, -1).to(x_RHTK.dtype), x_RHTK], 2)
 
 
 def _cut(x_1HNK: Tensor, C: int) -> Tensor:
@@ -234,6 +265,11 @@ class Seen(NamedTuple):
     def nothing(position_B0: Tensor) -> "Seen":
         """Before the first token of rows, of whose positions there are none yet, [B, 0]."""
         return Seen((), position_B0, position_B0.bool())
+
+    def rows(self, B: int) -> "Seen":
+        """The same before each of B histories, of one."""
+        keys_values = tuple((k.expand(B, -1, -1, -1), v.expand(B, -1, -1, -1)) for k, v in self.keys_values)
+        return Seen(keys_values, self.position_BT.expand(B, -1), self.is_token_BT.expand(B, -1))
 
     @property
     def length_B1(self) -> Tensor:

@@ -14,7 +14,7 @@ What is put into the language model is an adapter (lexrec/lm/adapters): the pape
 Histories are packed into one stream of tokens that do not see each other's (lexrec/lm/stream.py).
 
 Not in the abstract that is public, hence ours: sizes, initialisation, the form of the prompt, dropout on the
-input, where the next item is read, and a history's start without a begin token.
+input, where the next item is read, and what stands before a history.
 
 Dimension key: B batch, L positions, N events, T text places of an event, S slots, W width (here also D).
 """
@@ -70,6 +70,9 @@ class IdiomoeConfig(ModelConfig):
     read_at: Literal["item", "end"] = "item"
     """Token of an event at which the next item is predicted: its item token, which passes the item experts
     and has seen the texts of earlier events, or the last token of its text, which has seen that too."""
+    begin: bool = False
+    """Each history stands after what the tokenizer puts before a text: Gemma's <bos>, which it badly wants;
+    SmolLM2 has none."""
     max_tokens: int | None = Field(None, ge=1)
     """Newest tokens of a history that a token sees, itself included; null: all of it."""
     lm_loss: float = Field(0.0, ge=0)
@@ -105,6 +108,7 @@ class Idiomoe(SequenceModel):
     incremental = True
 
     config: IdiomoeConfig
+    begin_1P: Tensor
 
     def __init__(self, config: IdiomoeConfig, items: ItemEncoder) -> None:
         super().__init__()
@@ -121,6 +125,8 @@ class Idiomoe(SequenceModel):
             self.lm.train_attention()
         registry.load("lm.adapters", config.adapter.name)(config.adapter).apply(self.lm)  # type: ignore[attr-defined]
         self.prompt = Prompt.ids_alone(items.n_items)
+        begin = self.lm.begin_tokens() if config.begin else []
+        self.register_buffer("begin_1P", torch.tensor([begin], dtype=torch.int64), persistent=False)
         self.dropout = nn.Dropout(config.dropout)
         save_only_trained(self)
 
@@ -160,10 +166,16 @@ class Idiomoe(SequenceModel):
     def forward(self, batch: Batch) -> Encoded:
         embedded, places = self.items(batch), Places.of(batch)
         events = self.prompt.events(batch)
-        history_NT, position_NT, is_token_NT = events.history_NT, events.position_NT, events.is_token_NT
+        history_NT, is_token_NT, begun = events.history_NT, events.is_token_NT, self._begun()
+        position_NT = events.position_NT + self.begin_1P.shape[1]
         longest = batch.item_BL.shape[1] * (1 + self.prompt.n_texts)
         stream = packed(
-            history_NT.flatten(), position_NT.flatten(), is_token_NT.flatten(), longest, self._reach
+            history_NT.flatten(),
+            position_NT.flatten(),
+            is_token_NT.flatten(),
+            longest,
+            self._reach,
+            begun.keys_values,
         )
         stream = self._informed(stream, events, embedded, places)
         x_NTW = self._vectors(events, places.pack(embedded.x_BLD))
@@ -223,7 +235,7 @@ class Idiomoe(SequenceModel):
         rows = (len(batch.item_BL), batch.item_BL.shape[1] * (1 + self.prompt.n_texts))
         position_BS, is_token_BS = events.position_NT.reshape(rows), events.is_token_NT.reshape(rows)
         if seen is None:
-            seen = Seen.nothing(position_BS[:, :0])
+            seen = self._begun().rows(rows[0])
         position_BS = position_BS + seen.length_B1
         stream = in_rows(position_BS, is_token_BS, seen, self._reach)
         stream = self._informed(stream, events, embedded, places)
@@ -232,6 +244,19 @@ class Idiomoe(SequenceModel):
         hidden_MW = self.lm.decode(x_BSW, stream, cache).flatten(0, 1)
         hidden_BLW = hidden_MW.index_select(0, self._read_places(events)).view(*batch.item_BL.shape, -1)
         return State(whole, hidden_BLW[:, -1], seen.with_(cache, position_BS, is_token_BS))
+
+    def _begun(self) -> Seen:
+        """What was read before the first event: one row, of no tokens or of those that begin a text."""
+        P = self.begin_1P.shape[1]
+        position_1P, is_token_1P = torch.arange(P, device=self.begin_1P.device)[None], self.begin_1P >= 0
+        nothing = Seen.nothing(position_1P[:, :0])
+        if not P:
+            return nothing
+        # Not by a cache: layers that are computed anew for the backward pass get none.
+        kept: dict[int, tuple[Tensor, Tensor]] = {}
+        stream = in_rows(position_1P, is_token_1P, nothing, self._reach)._replace(kept=kept)
+        self.lm.decode(self.lm.embed_text(self.begin_1P).float(), stream)
+        return Seen(tuple(kept[i] for i in range(len(self.blocks))), position_1P, is_token_1P)
 
     def _language_loss(self, hidden_SW: Tensor, events: Events) -> Tensor:
         """Mean loss of text tokens at places drawn at random; 0 where none of those holds a token."""

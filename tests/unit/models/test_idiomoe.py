@@ -420,3 +420,42 @@ def test_rows_of_many_tokens_are_read_some_at_a_time_and_alike(monkeypatch: pyte
     # 15 slots at once; then two rows with 8 + 1 events, and two with none and 3.
     assert n_read == [15 * stride, 9 * stride, 3 * stride]
     assert_close(some[batch.length_B > 0], whole[batch.length_B > 0])
+
+
+@families
+@pytest.mark.parametrize("budget", ["null", "6"])
+@torch.no_grad()
+def test_a_history_may_begin_as_a_text_does(family: str, budget: str) -> None:
+    """With `begin` a history is what it is after the begin token, packed, in rows and step by step."""
+    options = (*TEXT, "model.begin=true", "model.read_at=end", f"model.max_tokens={budget}")
+    model = built(family, *options)
+    assert model.begin_1P.tolist() == [[1]]
+    batch = collate([[3, 1, 4], [5], [2, 7, 6, 9, 8]], MAX_LEN)
+    together = model(packed(batch)).hidden_BLD[:, -1]
+    state = model.begin(collate([[3, 1], [5, 2]], 2))
+    assert_close(model.step(state, torch.tensor([4, 6])).hidden_BD[0], together[0], atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(built(family, *options, "model.begin=false")(batch).hidden_BLD[:, -1], together)
+    if budget == "null":
+        plain = built(family, *options, "model.adapter={name: shared, train_ffn: false}")
+        embedded = [plain.lm.embed_text(torch.tensor([1]))]
+        for item in (3, 1, 4):
+            tokens = plain.prompt.token_IT[item, : plain.prompt.length_I[item]]
+            embedded += [
+                plain.lm.scale * plain.items.lookup(torch.tensor([item])),
+                plain.lm.embed_text(tokens),
+            ]
+        expected = plain.lm.decoder(inputs_embeds=torch.cat(embedded)[None], use_cache=False)[0][0, -1]
+        assert_close(plain(packed(batch)).hidden_BLD[0, -1], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_the_begin_token_is_trained_through_with_and_without_recomputing() -> None:
+    gradients = []
+    for checkpointing in ("false", "true"):
+        options = ("model.begin=true", "model.train_attention=true", f"lm.checkpointing={checkpointing}")
+        model = built("gemma3_text", *TEXT, *options).train()
+        objective = NextItem(NextItemConfig(), N_ITEMS)
+        batch = collate([[1, 2, 3, 4], [5, 6, 7]], MAX_LEN + 1)
+        Step(model, objective)(batch, objective.prepare(batch, torch.Generator()))["loss"].backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    for name, gradient in gradients[0].items():
+        assert_close(gradients[1][name], gradient, atol=1e-5, rtol=1e-4)
