@@ -76,22 +76,9 @@ def chunk_sums(
     last = tl.minimum(first + CHUNK, R)
     if tl.load(sorted_ptr + first) == tl.load(sorted_ptr + last - 1):
         pulled_D, of_key_HC, of_value_HC = _sums(
-            query_ptr,
-            grad_ptr,
-            direction_ptr,
-            slope_ptr,
-            share_ptr,
-            order_ptr,
-            first,
-            last,
-            K,
-            H,
-            C,
-            BH,
-            BC,
-            BD,
-            BN,
-        )
+            query_ptr, grad_ptr, direction_ptr, slope_ptr, share_ptr, order_ptr,
+            first, last, K, H, C, BH, BC, BD, BN,
+        )  # fmt: skip
         _store_three(sum_ptr + i * (3 * H * C), pulled_D, of_key_HC, of_value_HC, H, C, BH, BC, BD)
 
 
@@ -131,39 +118,13 @@ def summed_rows(
     first, last = tl.cdiv(start, CHUNK), end // CHUNK
     head_end, tail_start = tl.minimum(first * CHUNK, end), tl.maximum(last * CHUNK, first * CHUNK)
     pulled_D, of_key_HC, of_value_HC = _sums(
-        query_ptr,
-        grad_ptr,
-        direction_ptr,
-        slope_ptr,
-        share_ptr,
-        order_ptr,
-        start,
-        head_end,
-        K,
-        H,
-        C,
-        BH,
-        BC,
-        BD,
-        BN,
-    )
+        query_ptr, grad_ptr, direction_ptr, slope_ptr, share_ptr, order_ptr,
+        start, head_end, K, H, C, BH, BC, BD, BN,
+    )  # fmt: skip
     more_D, more_key_HC, more_value_HC = _sums(
-        query_ptr,
-        grad_ptr,
-        direction_ptr,
-        slope_ptr,
-        share_ptr,
-        order_ptr,
-        tail_start,
-        end,
-        K,
-        H,
-        C,
-        BH,
-        BC,
-        BD,
-        BN,
-    )
+        query_ptr, grad_ptr, direction_ptr, slope_ptr, share_ptr, order_ptr,
+        tail_start, end, K, H, C, BH, BC, BD, BN,
+    )  # fmt: skip
     pulled_D, of_key_HC, of_value_HC = pulled_D + more_D, of_key_HC + more_key_HC, of_value_HC + more_value_HC
     d, h, c = tl.arange(0, BD), tl.arange(0, BH)[:, None], tl.arange(0, BC)[None, :]
     is_there_HC = (h < H) & (c < C)
@@ -207,8 +168,9 @@ def choice_rows(
     """Where units ask once: the gradient of the row of each choice."""
     i = tl.program_id(0).to(tl.int64)
     pulled_D, of_key_HC, of_value_HC = _sums(
-        query_ptr, grad_ptr, direction_ptr, slope_ptr, share_ptr, token_ptr, i, i + 1, K, H, C, BH, BC, BD, 0
-    )
+        query_ptr, grad_ptr, direction_ptr, slope_ptr, share_ptr, token_ptr,
+        i, i + 1, K, H, C, BH, BC, BD, 0,
+    )  # fmt: skip
     if LEARNS:
         at = projected_ptr + tl.load(token_ptr + i) * stride
         pulled_D, pull = _through_cosine(at, pulled_D, scale_ptr, H * C, BD)
