@@ -314,7 +314,8 @@ def _draw(seed_ptr, log_ptr, place_ptr, M, V, n_places, B: tl.constexpr):
     i, seed = tl.program_id(0) * B + tl.arange(0, B), tl.load(seed_ptr)
     # -log of a uniform number is an exponential one.
     tl.store(log_ptr + i, tl.log(-tl.log(tl.rand(seed, i % V))), i < 3 * V)
-    place = tl.randint(seed, V + i).to(tl.uint32, bitcast=True) % n_places.to(tl.uint32)
+    # Half of an unsigned number is a positive signed one.
+    place = (tl.randint(seed, V + i).to(tl.uint32, bitcast=True) >> 1).to(tl.int32) % n_places
     tl.store(place_ptr + i, place.to(tl.int64), i < M)
 
 

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lexrec.kernels.gpu import is_transformed, on_gpu
+from lexrec.kernels.gpu import has_kernels, on_gpu
 
 _CHUNK_CELLS = 2**20
 """Scores held at once: 4 MiB in fp32, which a processor's cache holds."""
@@ -52,7 +52,7 @@ class ShiftedGumbel:
         """Minus the draws, thrice, so that none who reads on has to turn back; where rows begin, in steps."""
 
     def _drawn(self, n_rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        if device.type == "cuda" and not is_transformed():
+        if has_kernels(device):
             from lexrec.kernels import _token_filter_triton
 
             return _token_filter_triton.drawn_noise(n_rows, self.n_tokens, self.step, device)

@@ -162,7 +162,7 @@ def test_kernels_drop_as_many_weights_as_they_say_and_the_same_in_both_passes(
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-4), (torch.bfloat16, 6e-2)])
 @pytest.mark.parametrize("size", SIZES + LARGE)
 def test_a_gpu_gives_the_values_and_gradients_of_the_equations(
     size: Size, dtype: torch.dtype, error: float
