@@ -35,6 +35,12 @@ class Route(NamedTuple):
         item_N1 = torch.arange(n_events, device=device)[:, None]
         return Route(n_events, order_M, torch.cat([item_N1, text_NT], 1).flatten())
 
+    @staticmethod
+    def of(is_item_RS: Tensor, n_items: int) -> "Route":
+        """Any order of types, of which `n_items` tokens are items."""
+        order_M = torch.argsort((~is_item_RS).flatten().to(torch.int8), stable=True)
+        return Route(n_items, order_M, torch.argsort(order_M))
+
     def apply(self, x: Tensor, item: Expert, text: Expert) -> Tensor:
         """Each token of `x`, [R, S, ...], through its expert; without texts the other one is not run."""
         if self.order_M is None or self.back_M is None:

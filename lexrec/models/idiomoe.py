@@ -36,6 +36,7 @@ from lexrec.lm import loading
 from lexrec.lm.adapters.experts import ExpertsConfig
 from lexrec.lm.item_text import TextAdded, TextItems, text_vectors
 from lexrec.lm.prompt import Events, Prompt, read_texts
+from lexrec.lm.questions import Questions, Text, woven
 from lexrec.lm.routing import Route
 from lexrec.lm.saved import save_only_trained
 from lexrec.lm.settings import LmConfig
@@ -79,6 +80,8 @@ class IdiomoeConfig(ModelConfig):
     """Weight of a language model's loss on the texts in the prompt: each text token from all before it."""
     lm_places: int = Field(256, ge=1)
     """Places of a batch, drawn at random, that this loss is taken at; each costs a softmax over all text."""
+    ask: tuple[str, ...] = ()
+    """Columns of the item table whose values objective `ask` makes questions of, such as category."""
     dropout: float = Field(0.1, ge=0, lt=1)
     """On item vectors as they enter."""
 
@@ -92,6 +95,8 @@ class IdiomoeConfig(ModelConfig):
             raise ValueError(f"text_as={self.text_as} reads texts; name some, columns=[title]")
         if self.text_as == "items" and self.read_at == "item":
             raise ValueError("text_as=items has no item token to read at; set read_at=end")
+        if self.text_as == "items" and self.ask:
+            raise ValueError("text_as=items has no item token that answers; set ask=[]")
         return self
 
     @field_validator("adapter", mode="before")
@@ -125,6 +130,7 @@ class Idiomoe(SequenceModel):
             self.lm.train_attention()
         registry.load("lm.adapters", config.adapter.name)(config.adapter).apply(self.lm)  # type: ignore[attr-defined]
         self.prompt = Prompt.ids_alone(items.n_items)
+        self.questions: Questions | None = None
         begin = self.lm.begin_tokens() if config.begin else []
         self.register_buffer("begin_1P", torch.tensor([begin], dtype=torch.int64), persistent=False)
         self.dropout = nn.Dropout(config.dropout)
@@ -136,6 +142,8 @@ class Idiomoe(SequenceModel):
         return config.dim or loading.width(config.lm)
 
     def describe(self, catalogue: Catalogue) -> None:
+        if self.config.ask:
+            self.questions = Questions.of(catalogue.item_table, self.config.ask, self.lm.tokenizer)
         if not self.config.columns:
             return
         columns, text_len = self.config.columns, self.config.text_len
@@ -229,6 +237,54 @@ class Idiomoe(SequenceModel):
         hidden_BSW = self.lm.decode(self.lm.embed_text(token_BS).float(), stream, cache)
         return State(state.batch, hidden_BSW[:, -1], seen.with_(cache, position_BS, is_token_BS))
 
+    def answer(self, batch: Batch, text: Text) -> Tensor:
+        """The states that answer questions after histories, [B, D], in one pass: to be scored as any are.
+
+        They are those of MASK, an item token of no item, after the question: it passes the item experts.
+        """
+        mask_B1 = torch.full_like(batch.item_BL[:, :1], self.items.n_items + 1)
+        # Questions have no time of their own: they are asked when the newest event is done.
+        time_BL = None if batch.time_BL is None else torch.cat([batch.time_BL, batch.time_BL[:, -1:]], 1)
+        item_BL = torch.cat([batch.item_BL, mask_B1], 1)
+        whole = Batch(item_BL, batch.length_B + 1, batch.user_B, time_BL)
+        return self.read_around(whole, text, n_after=1)[:, -1 - self.prompt.n_texts]
+
+    def read_around(self, batch: Batch, text: Text, n_after: int) -> Tensor:
+        """States of every place of histories with a text before the last `n_after` events, [B, S, D].
+
+        Args:
+            batch: at least `n_after` events a row.
+            text: one a row.
+            n_after: 0: the text comes last.
+        """
+        batch = batch._replace(slot_N=None)
+        embedded, places, events = self.items(batch), Places.of(batch), self.prompt.events(batch)
+        B, L = batch.item_BL.shape
+        stride = 1 + self.prompt.n_texts
+        rows, place, (token_BQ, is_text_BQ) = (B, L * stride), (L - n_after) * stride, text
+        position_BS, is_token_BS = events.position_NT.reshape(rows), events.is_token_NT.reshape(rows)
+        n_before_B1 = is_token_BS[:, :place].sum(1, keepdim=True)
+        asked_BQ = n_before_B1 + (is_text_BQ.cumsum(1) - 1).clamp(min=0)
+        later_BS = position_BS + is_text_BQ.sum(1, keepdim=True)
+        position_BS = woven(torch.cat([position_BS[:, :place], later_BS[:, place:]], 1), asked_BQ, place)
+        begun = self._begun()
+        seen = begun.rows(B)
+        stream = in_rows(
+            position_BS + seen.length_B1, woven(is_token_BS, is_text_BQ, place), seen, self._reach
+        )
+        x_BSW = self._vectors(events, places.pack(embedded.x_BLD)).view(*rows, -1)
+        x_BSW = woven(x_BSW, self.lm.embed_text(token_BQ).to(x_BSW.dtype), place)
+        added_BSW = self._added(embedded, places)
+        if added_BSW is not None:
+            added_BSW = woven(
+                added_BSW.view(*rows, -1), torch.zeros_like(x_BSW[:, : token_BQ.shape[1]]), place
+            )
+        is_item_BS = (torch.arange(L * stride, device=token_BQ.device) % stride == 0).expand(rows)
+        route = Route.of(woven(is_item_BS, torch.zeros_like(is_text_BQ), place), B * L)
+        # By the prefix and not by a cache: layers that are computed anew for the backward pass get none.
+        stream = stream._replace(route=route, added_RSW=added_BSW, prefix=begun.keys_values, aux={})
+        return self.lm.decode(x_BSW, stream)
+
     def _read(self, batch: Batch, embedded: Embedded, whole: Batch, seen: Seen | None) -> State:
         """Read the events of `batch`, a row each, after what was seen; `whole` is the history with them."""
         places, events = Places.of(batch), self.prompt.events(batch)
@@ -289,15 +345,18 @@ class Idiomoe(SequenceModel):
     def _informed(self, stream: Stream, events: Events, embedded: Embedded, places: Places) -> Stream:
         """The stream with its tokens' types, and with what the item encoder adds after the first layer."""
         n_events, n_texts = len(events.item_N), self.prompt.n_texts
-        added_RSW = None
-        if embedded.after_block0_BLD is not None:
-            added_NW = self.lm.scale * places.pack(embedded.after_block0_BLD)
-            added_NTW = F.pad(added_NW[:, None], (0, 0, 0, n_texts))
-            added_RSW = added_NTW.view(*stream.position_RS.shape, -1)
-        route = None
+        added_NTW, route = self._added(embedded, places), None
+        added_RSW = None if added_NTW is None else added_NTW.view(*stream.position_RS.shape, -1)
         if self.config.text_as != "items":
             route = Route.strided(n_events, n_texts, events.item_N.device)
         return stream._replace(route=route, added_RSW=added_RSW, aux={})
+
+    def _added(self, embedded: Embedded, places: Places) -> Tensor | None:
+        """What the item encoder adds after the first layer, [N, 1 + T, W]; zero at texts."""
+        if embedded.after_block0_BLD is None:
+            return None
+        added_NW = self.lm.scale * places.pack(embedded.after_block0_BLD)
+        return F.pad(added_NW[:, None], (0, 0, 0, self.prompt.n_texts))
 
 
 def _some_rows(batch: Batch, rows: slice) -> Batch:
