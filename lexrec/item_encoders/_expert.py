@@ -89,7 +89,9 @@ class TokenExpert(nn.Module):
         """As `forward`, with the attention that each chosen token got, [U, H, Q, K]."""
         chosen = self.choose(interest_MD)
         chosen = chosen.pooled() if self.config.pool == "batch" else chosen.at(unit_U)
-        answers = self.attention.read(self.table_VW, chosen, self._answers())
+        answers = self.attention.read(
+            self.table_VW, chosen, self._projected.projected_VX if self._projected else None
+        )
         out_UQD, attention_UHQK = self.attention(query_UQD, answers)
         return out_UQD, chosen, attention_UHQK
 
@@ -166,10 +168,6 @@ class TokenExpert(nn.Module):
     def _project(self) -> Projection:
         """Alignment, keys and values of every token."""
         return project(self.attention.rows(self.table_VW), *self.attention.stacked(self.align))
-
-    def _answers(self) -> Tensor | None:
-        """Keys and values of every token where they are constants, [V, 2D]."""
-        return None if self._projected is None else self._projected.projected_VX[:, self.align.out_features :]
 
     @torch.no_grad()
     def freeze(self) -> None:
