@@ -83,9 +83,8 @@ class CrossAttention(nn.Module):
         """Keys and values of the chosen tokens: the cheaper of table-first and rows-first."""
         token_UK = chosen.token_MK
         if projected_VX is not None:
-            # Whole rows: to read from a part of each, PyTorch would copy that part of the table first.
-            both_UKX = F.embedding(token_UK, projected_VX)[..., -2 * self.key.out_features :]
-            key_UKD, value_UKD = both_UKX.chunk(2, dim=-1)
+            answer_VX = projected_VX[:, -2 * self.key.out_features :]
+            key_UKD, value_UKD = F.embedding(token_UK, answer_VX).chunk(2, dim=-1)
         elif token_UK.numel() > len(table_VW):
             row_VW = self.rows(table_VW)
             # Not by indexing: its backward pass adds up in any order, and more slowly.
