@@ -1,4 +1,7 @@
-"""`lexrec evaluate RUN [--split test|validation] [--k 5,10,20] [--pool 9]`, or `--llm MODEL` for RUN."""
+"""`lexrec evaluate RUN [--split test|validation] [--k 5,10,20] [--pool 9]`, or `--llm MODEL` for RUN.
+
+`--queries COLUMN` asks a run that answers questions.
+"""
 
 import argparse
 import json
@@ -47,6 +50,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="in place of RUN: ask this model for the likeliest title of each pool, at the OpenAI-compatible "
         "endpoint OPENAI_BASE_URL with the key OPENAI_API_KEY; needs --data, --pool and --out",
     )
+    parser.add_argument(
+        "--queries",
+        metavar="COLUMN",
+        help="of a run that answers questions: ask for each event by its item's value in this column",
+    )
+    parser.add_argument(
+        "--against",
+        metavar="RUN,RUN",
+        help="of --queries: runs of the same data whose lists are filtered by that value",
+    )
     parser.add_argument("--out", metavar="DIR", help="of --llm: where its answers and the result are kept")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
@@ -54,6 +67,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, keep the result in the run, and print it."""
+    if args.queries or args.against:
+        return _queries(args)
     result = _ask(args) if args.llm else _measure(args)
     if args.json:
         print(json.dumps(result.json()))
@@ -81,6 +96,37 @@ def _ask(args: argparse.Namespace) -> "Evaluation":
     return evaluate_llm(
         args.llm, Dataset.load(args.data), _settings(args, "1"), split=args.split, out=args.out
     )
+
+
+def _queries(args: argparse.Namespace) -> int:
+    if args.run is None or args.queries is None or args.llm:
+        raise ConfigError("--queries COLUMN is asked of a RUN; --against RUN,RUN goes with it")
+    from lexrec.training.evaluate_queries import evaluate_queries
+
+    found = evaluate_queries(
+        args.run,
+        args.queries,
+        against=args.against.split(",") if args.against else (),
+        split=args.split,
+        settings=_settings(args, "10"),
+        data=args.data,
+        device=args.device,
+    )
+    if args.json:
+        print(json.dumps(found.json()))
+        return 0
+    from lexrec.commands._print import print_table
+
+    protocol = found.protocol
+    print(
+        f"{args.run}: {protocol.n_events:,} {protocol.split} events asked for by {found.n_values:,} values "
+        f"of {found.column}, against {protocol.n_candidates:,} items; {found.n_without:,} events without a "
+        "value left out"
+    )
+    names = [f"{name}@{k}" for k in protocol.k for name in ("hr", "ndcg", "fits")]
+    rows = [[way, *(f"{values[name]:.4f}" for name in names)] for way, values in found.ways.items()]
+    print_table("", ["", *names], rows)
+    return 0
 
 
 def _settings(args: argparse.Namespace, ks: str) -> "EvaluationConfig":

@@ -41,17 +41,19 @@ class Text(NamedTuple):
     is_token_BQ: Tensor
 
     @staticmethod
-    def of(text: str, tokenizer: Any) -> "Text":
-        """One row.
+    def of(texts: Sequence[str], tokenizer: Any) -> "Text":
+        """One text a row.
 
         Raises:
-            ConfigError: the text has no token.
+            ConfigError: one has no word.
         """
-        tokens = tokenizer(f" {' '.join(text.split())}", add_special_tokens=False)["input_ids"]
-        if not text.strip() or not tokens:
-            raise ConfigError(f"a question has at least one word, got {text!r}")
-        token_1Q = torch.tensor([tokens], dtype=torch.int64)
-        return Text(token_1Q, torch.ones_like(token_1Q, dtype=torch.bool))
+        empty = next((text for text in texts if not text.strip()), None)
+        if empty is not None:
+            raise ConfigError(f"a question has at least one word, got {empty!r}")
+        said = [f" {' '.join(text.split())}" for text in texts]
+        rows = tokenizer(said, add_special_tokens=False)["input_ids"]
+        token_BQ, length_B = _side_by_side(rows)
+        return Text(token_BQ, torch.arange(token_BQ.shape[1]) < length_B[:, None])
 
     def to(self, device: torch.device) -> "Text":
         """The same text on another device."""
@@ -107,9 +109,7 @@ class Questions(nn.Module):
             values.append([0, *(number_of[label] for label in said), 0])
         texts = [f" {wording.format(label)}" for label in labels for wording in WORDINGS]
         rows = [row[:_LONGEST] for row in tokenizer(texts, add_special_tokens=False)["input_ids"]]
-        longest = max(len(row) for row in rows)
-        token_XQ = torch.tensor([row + [0] * (longest - len(row)) for row in rows], dtype=torch.int64)
-        length_X = torch.tensor([len(row) for row in rows], dtype=torch.int64)
+        token_XQ, length_X = _side_by_side(rows)
         shape = (len(labels), len(WORDINGS))
         value_IC = torch.tensor(values, dtype=torch.int64).T.contiguous()
         return Questions(columns, labels, value_IC, token_XQ.view(*shape, -1), length_X.view(shape))
@@ -151,3 +151,10 @@ def item_labels(item_table: "pa.Table | None", column: str) -> list[str]:
 def woven(before_BS: Tensor, text_BQ: Tensor, place: int) -> Tensor:
     """`text_BQ` put in before slot `place` of each row, whatever further dimensions both have."""
     return torch.cat([before_BS[:, :place], text_BQ, before_BS[:, place:]], 1)
+
+
+def _side_by_side(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
+    """Tokens, [X, Q], and how many of each row are real."""
+    longest = max(len(row) for row in rows)
+    token_XQ = torch.tensor([row + [0] * (longest - len(row)) for row in rows], dtype=torch.int64)
+    return token_XQ, torch.tensor([len(row) for row in rows], dtype=torch.int64)

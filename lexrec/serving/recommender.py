@@ -166,6 +166,35 @@ class Recommender:
 
         return source.write_lists(lists, Path(out))
 
+    def ask(
+        self,
+        history: Sequence[Id],
+        text: str,
+        k: int = 10,
+        *,
+        keep_seen: bool = False,
+        allow: _Ids = None,
+        deny: _Ids = None,
+    ) -> Recommendations:
+        """The best items after a history and a question, such as "something for dry skin".
+
+        Args:
+            history: external item ids, oldest first; without a known one the question alone is read.
+            text: the question.
+            k, keep_seen, allow, deny: as for `recommend`.
+
+        Raises:
+            ConfigError: the run was not trained on questions, or the text has no word.
+            DataError: as for `recommend`.
+        """
+        from lexrec.serving.ask import rank_answers
+
+        _check_k(k)
+        known, unknown = self.items.split_known(history)
+        allowed = self._resolve(allow, deny)
+        ranked = rank_answers(self.ranker, known, text, k, [] if keep_seen else known, allowed)
+        return self._with_ids(ranked, [unknown], [False])
+
     def history(self, user_id: Id) -> NDArray[np.int64]:
         """Item indexes of all events of a user of the data set, oldest first."""
         user = self.dataset.users.index(user_id)

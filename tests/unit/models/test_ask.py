@@ -40,10 +40,7 @@ def built(family: str = "llama", *overrides: str) -> Idiomoe:
 
 def question(model: Idiomoe, *texts: str) -> Text:
     """One text a row."""
-    rows = model.lm.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-    longest = max(len(row) for row in rows) + 1
-    token_BQ = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
-    return Text(token_BQ, torch.arange(longest) < torch.tensor([[len(row)] for row in rows]))
+    return Text.of(texts, model.lm.tokenizer)
 
 
 def test_values_are_the_ends_of_paths_and_every_wording_names_one() -> None:
@@ -94,8 +91,7 @@ def test_an_answer_is_what_follows_history_and_text_one_after_the_other(
     )
     for row, history, text in ((0, [3, 1, 4], "red soap"), (1, [5], "a brush for the")):
         state = model.begin(collate([history], len(history)))
-        token_1S = question(model, text).token_BQ[:, :-1]
-        state = model.read_text(state, token_1S, torch.ones_like(token_1S, dtype=torch.bool))
+        state = model.read_text(state, *question(model, text))
         state = model.step(state, torch.tensor([N_ITEMS + 1]))
         assert_close(together[row], state.hidden_BD[0], atol=1e-5, rtol=1e-4)
 
@@ -200,4 +196,4 @@ def test_columns_that_cannot_be_asked_for_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"questions: no item has any text in category"):
         Questions.of(empty, ["category"], built().lm.tokenizer)
     with pytest.raises(ConfigError, match=r"a question has at least one word, got ' '"):
-        Text.of(" ", built().lm.tokenizer)
+        Text.of(["soap", " "], built().lm.tokenizer)

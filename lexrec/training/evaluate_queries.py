@@ -1,0 +1,51 @@
+"""Finished runs, one of which is asked, under one measurement."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lexrec.errors import ConfigError
+from lexrec.evaluation.evaluate import EvaluationConfig
+from lexrec.evaluation.events import Split
+from lexrec.evaluation.queries import Answers, ways_of
+from lexrec.evaluation.queries import evaluate_queries as measure
+from lexrec.run_dir import RunDir
+from lexrec.training.device import choose_device
+
+
+def evaluate_queries(
+    run: str | Path,
+    column: str,
+    *,
+    against: Sequence[str | Path] = (),
+    split: Split = "test",
+    settings: EvaluationConfig | None = None,
+    data: str | Path | None = None,
+    device: str = "auto",
+) -> Answers:
+    """Ask a run for every event of a split by its item's value in a column.
+
+    Args:
+        run: a run of recipe idiomoe_ask or the like.
+        column: of the item table, such as category.
+        against: runs of the same data that recommend without the question, plain and filtered by the value.
+        split: test or validation.
+        settings: the ks and the rules.
+        data: folder of the data set, where it was moved since training.
+        device: auto, cpu, cuda or cuda:N.
+
+    Raises:
+        ConfigError: the run was not trained on questions, or there is no such column.
+        RunError: a run is not finished, or was trained on other data.
+        DataError: the data set is missing, damaged, or has no events of this split.
+    """
+    opened = RunDir.open(run)
+    dataset, where = opened.dataset(data), str(choose_device(device))
+    others = {str(path): RunDir.open(path) for path in against}
+    for name, other in others.items():
+        if name in ("", str(run)):
+            raise ConfigError(f"--against {name!r}: name other runs than {run}")
+        other.require_dataset(dataset)
+    scorers = {name: other.scorer(where) for name, other in others.items()}
+    return measure(
+        ways_of(opened.scorer(where), scorers), dataset, column, settings or EvaluationConfig(k=(10,)), split
+    )
