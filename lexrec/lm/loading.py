@@ -151,18 +151,26 @@ class LanguageModel(nn.Module):
         vector: Tensor = self.causal.get_input_embeddings()(token)
         return vector
 
-    def first_vector(self) -> Tensor:
-        """Vector of the token that begins a text, without the family's scale, float32 [W].
+    def first_token(self) -> int:
+        """The token that begins a text, or where there is none, the one that ends one.
 
         Raises:
-            LmError: there is neither such a token nor one that ends a text.
+            LmError: there is neither.
         """
         known = self.causal.config.get_text_config()
         token = known.bos_token_id if known.bos_token_id is not None else known.eos_token_id
         if token is None:
             raise LmError(f"language model {self.base.name} has neither a bos_token_id nor an eos_token_id")
-        token = token[0] if isinstance(token, list) else token
-        row_W: Tensor = self.causal.get_input_embeddings().weight[token].detach().float().clone()
+        return int(token[0] if isinstance(token, list) else token)
+
+    def first_vector(self) -> Tensor:
+        """Vector of `first_token`, without the family's scale, float32 [W].
+
+        Raises:
+            LmError: there is no such token.
+        """
+        table_VW = self.causal.get_input_embeddings().weight
+        row_W: Tensor = table_VW[self.first_token()].detach().float().clone()
         return row_W
 
     def decode(self, x_RSW: Tensor, stream: Stream, cache: KeyValues | None = None) -> Tensor:
