@@ -39,6 +39,7 @@ def draw(facts: dict[str, Any], folder: Path) -> list[Path]:
 
 def _draw_one(runs: list[dict[str, Any]], quantity: str, title: str, path: Path) -> None:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
@@ -61,7 +62,7 @@ def _draw_one(runs: list[dict[str, Any]], quantity: str, title: str, path: Path)
     axes.set_title(title, loc="left", fontsize=11)
     axes.set_xlabel("layer")
     axes.set_ylabel("share of neurons" if quantity == "clustered" else "mean, and the middle half of neurons")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.25)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
