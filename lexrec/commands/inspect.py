@@ -1,4 +1,4 @@
-"""`lexrec inspect RUN [RUN ...] --out DIR`, `--text FILE`, `--tasks NAME,NAME`."""
+"""`lexrec inspect RUN [RUN ...] --out DIR`, `--text FILE`, `--tasks NAME,NAME`, `--experts`."""
 
 import argparse
 import json
@@ -8,12 +8,12 @@ from typing import Any
 
 from lexrec.errors import ConfigError
 
-HELP = "look into the language model of a run: what its neurons write, what it still knows of language"
+HELP = "look into a run's language model: what its neurons write, what it still knows; and token experts"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Runs, what to look at, how."""
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="finished runs of idiomoe or its ablations")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="finished runs, of idiomoe but for --experts")
     memory = parser.add_argument_group("key-value memory: what neurons write, items or text")
     memory.add_argument("--out", type=Path, metavar="DIR", help="writes figures and pictures here")
     memory.add_argument("--column", help="item column whose values are categories (category)")
@@ -29,15 +29,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     tasks.add_argument("--limit", type=int, metavar="N", help="examples of each task, from the first (all)")
     tasks.add_argument("--shots", type=int, metavar="N", help="solved examples before each (the task's own)")
     tasks.add_argument("--batch-size", type=int, default=8, metavar="N", help="examples read together (8)")
+    experts = parser.add_argument_group("token tables (MLTFR): gates and tokens over many histories")
+    experts.add_argument("--experts", action="store_true", help="of test users, drawn at random")
+    experts.add_argument("--histories", type=int, default=2048, metavar="N", help="how many (2048)")
+    experts.add_argument("--data", metavar="DIR", help="its data set, where that was moved since training")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
 
 def run(args: argparse.Namespace) -> int:
     """Look, write, and print what was found."""
-    if args.out is None and args.text is None and args.tasks is None:
+    if args.out is None and args.text is None and args.tasks is None and not args.experts:
         raise ConfigError(
-            "say what to look at: --out DIR (key-value memory), --text FILE (loss), --tasks NAMES (lm-eval)"
+            "say what to look at: --out DIR (key-value memory), --text FILE (loss), --tasks NAMES (lm-eval), "
+            "--experts (token tables)"
         )
     found: dict[str, Any] = {}
     if args.out is not None:
@@ -46,6 +51,8 @@ def run(args: argparse.Namespace) -> int:
         found["text"] = {name: _text(args, name) for name in args.runs}
     if args.tasks is not None:
         found["tasks"] = _tasks(args)
+    if args.experts:
+        found["experts"] = {name: _experts(args, name) for name in args.runs}
     print(json.dumps(found)) if args.json else _print(found, args.out)
     return 0
 
@@ -96,6 +103,12 @@ def _tasks(args: argparse.Namespace) -> dict[str, Any]:
     return {name: compare_tasks(name, config, args.device) for name in args.runs}
 
 
+def _experts(args: argparse.Namespace, name: str) -> dict[str, Any]:
+    from lexrec.serving.experts import read_experts
+
+    return read_experts(name, n_histories=args.histories, data=args.data, device=args.device)
+
+
 def _print(found: dict[str, Any], out: Path | None) -> None:
     if out is not None:
         _print_memory(found["memory"])
@@ -104,6 +117,8 @@ def _print(found: dict[str, Any], out: Path | None) -> None:
         _print_text(found["text"])
     if "tasks" in found:
         _print_tasks(found["tasks"])
+    if "experts" in found:
+        _print_experts(found["experts"])
 
 
 def _print_memory(facts: dict[str, Any]) -> None:
@@ -170,3 +185,24 @@ def _print_tasks(found: dict[str, dict[str, Any]]) -> None:
 def _with_error(metric: dict[str, float | None]) -> str:
     error = metric["stderr"]
     return f"{metric['value']:.4f}" + ("" if error is None else f" ± {error:.4f}")
+
+
+def _print_experts(found: dict[str, dict[str, Any]]) -> None:
+    from lexrec.commands._print import print_table
+
+    for name, facts in found.items():
+        rows = [
+            [
+                expert["table"],
+                f"{expert['gate']['mean']:.1%}",
+                f"{expert['first']:.1%}",
+                ", ".join(f"{t['text'].strip()} {t['share']:.1%}" for t in expert["tokens"][:_TOKENS]),
+            ]
+            for expert in facts["experts"]
+        ]
+        header = ["table", "gate", "largest in", "most attended tokens"]
+        print_table(f"{name}: {facts['histories']:,} histories", header, rows, left=4)
+
+
+_TOKENS = 10
+"""Shown of each table; --json has more."""

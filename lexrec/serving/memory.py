@@ -97,7 +97,8 @@ def open_lm_run(path: str | Path) -> RunDir:
     if not hasattr(getattr(run.config, "model", None), "lm"):
         raise RunError(
             f"{run.path} is built on no language model, and inspect looks into those (idiomoe and its "
-            f"ablations); for what any model made of one history: lexrec explain {run.path} --history ID,ID"
+            f"ablations); of token tables it has --experts, and lexrec explain {run.path} --history ID,ID "
+            "is for one history"
         )
     return run
 

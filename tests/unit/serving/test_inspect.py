@@ -1,6 +1,7 @@
 """`lexrec inspect` on runs over a tiny language model: what it finds, writes and refuses."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,11 @@ import torch
 from safetensors.torch import save_file
 
 from lexrec.commands.__main__ import main
+from lexrec.data.prepare import prepare
 from lexrec.run_dir import RunDir
+from lexrec.serving.recommender import Recommender
+from lexrec.tokens.stored import write_folder
+from lexrec.tokens.table import TokenTable
 from lexrec.training.train import train
 from tests import language_models
 from tests.worlds import world
@@ -187,4 +192,50 @@ def test_another_kind_of_run_is_told_what_looks_into_it(tmp_path, capsys) -> Non
     assert main(["inspect", str(run.path), "--out", str(tmp_path / "m")]) == 2
     said = capsys.readouterr().err
     assert "is built on no language model, and inspect looks into those" in said
-    assert "lexrec explain" in said
+    assert "of token tables it has --experts, and lexrec explain" in said
+
+
+def test_token_experts_are_counted_over_histories(tmp_path, capsys) -> None:
+    tables = []
+    for name, seed in (("a", 0), ("b", 1)):
+        made_of = torch.randn(30, 6, generator=torch.Generator().manual_seed(seed)).bfloat16()
+        tokens = tuple(f"{name}{i}" for i in range(30))
+        table = TokenTable(name, made_of, tokens, "made", "", str(seed) * 64, "none")
+        tables.append(f"file:{write_folder(table, tmp_path)}")
+    prepared = shop(tmp_path)
+    small = ["model.dim=8", "model.n_heads=1", "item_encoder.n_heads=2", "item_encoder.k=3"]
+    changes = [*small, f"item_encoder.tables=[{','.join(tables)}]", "train.max_epochs=1"]
+    run = train("sasrec_mltfr", data=prepared, out=tmp_path / "run", overrides=changes, track=())
+    (found,) = inspect(capsys, run.path, "--experts")["experts"].values()
+    assert found["histories"] == len(HISTORIES)
+    recommender = Recommender.load(run.path)
+    dataset = run.dataset()
+    rows = [dataset.item_N[end - 8 : end - 1].tolist() for end in dataset.offset_U[1:].tolist()]
+    views = [recommender.ranker.inspect(row) for row in rows]
+    for x, expert in enumerate(found["experts"]):
+        gates = [float(each[x].gate_B[0]) for each in views]
+        assert expert["gate"]["mean"] == pytest.approx(sum(gates) / len(gates), rel=1e-5)
+        is_first = [
+            gate == max(float(v.gate_B[0]) for v in each) for gate, each in zip(gates, views, strict=True)
+        ]
+        assert expert["first"] == pytest.approx(sum(is_first) / len(rows))
+        share = Counter()
+        for each in views:
+            for token, weight in zip(
+                each[x].token_BK[0].tolist(), each[x].weight_BK[0].tolist(), strict=True
+            ):
+                share[f"{expert['table']}{token}"] += weight / len(rows)
+        assert {t["text"]: t["share"] for t in expert["tokens"]} == pytest.approx(
+            dict(share.most_common(20)), rel=1e-4
+        )
+    assert sum(expert["gate"]["mean"] for expert in found["experts"]) == pytest.approx(1)
+    assert main(["inspect", str(run.path), "--experts", "--histories", "5"]) == 0
+    assert "5 histories" in capsys.readouterr().out
+
+
+def shop(folder: Path) -> Path:
+    """HISTORIES as a prepared folder."""
+    rows = [(u, item, t) for u, history in enumerate(HISTORIES) for t, item in enumerate(history)]
+    users, items, times = zip(*rows, strict=True)
+    prepare(pa.table({"user_id": users, "item_id": items, "time": times}), time="time", out=folder / "shop")
+    return folder / "shop"
