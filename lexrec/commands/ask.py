@@ -17,6 +17,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep-seen", action="store_true", help="also recommend items of the history")
     parser.add_argument("--allow", metavar="FILE|ID,ID", help="only these items; a file has one id a line")
     parser.add_argument("--deny", metavar="FILE|ID,ID", help="none of these items")
+    parser.add_argument(
+        "--new-items",
+        metavar="FILE",
+        help="Parquet with item_id and title (and category ...) of items that came after training",
+    )
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:N or auto")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
@@ -30,6 +35,8 @@ def run(args: argparse.Namespace) -> int:
     from lexrec.serving.typed import typed_ids, typed_list
 
     recommender = Recommender.load(args.run, device=args.device)
+    if args.new_items is not None:
+        recommender = recommender.with_new_items(args.new_items)
     items = recommender.items
     allow, deny = (None if text is None else typed_list(text, items) for text in (args.allow, args.deny))
     history = typed_ids(args.history, items)

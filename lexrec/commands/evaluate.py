@@ -60,6 +60,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RUN,RUN",
         help="of --queries: runs of the same data whose lists are filtered by that value",
     )
+    parser.add_argument(
+        "--new-items",
+        action="store_true",
+        help="of a run over a language model: rank items without a training event by their texts",
+    )
     parser.add_argument("--out", metavar="DIR", help="of --llm: where its answers and the result are kept")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
@@ -69,6 +74,8 @@ def run(args: argparse.Namespace) -> int:
     """Measure, keep the result in the run, and print it."""
     if args.queries or args.against:
         return _queries(args)
+    if args.new_items:
+        return _new_items(args)
     result = _ask(args) if args.llm else _measure(args)
     if args.json:
         print(json.dumps(result.json()))
@@ -126,6 +133,34 @@ def _queries(args: argparse.Namespace) -> int:
     names = [f"{name}@{k}" for k in protocol.k for name in ("hr", "ndcg", "fits")]
     rows = [[way, *(f"{values[name]:.4f}" for name in names)] for way, values in found.ways.items()]
     print_table("", ["", *names], rows)
+    return 0
+
+
+def _new_items(args: argparse.Namespace) -> int:
+    if args.run is None or args.llm or args.pool:
+        raise ConfigError("--new-items is measured of a RUN, over the whole catalogue")
+    from lexrec.training.evaluate_queries import evaluate_new_items
+
+    found = evaluate_new_items(
+        args.run, split=args.split, settings=_settings(args, "10"), data=args.data, device=args.device
+    )
+    if args.json:
+        print(json.dumps(found.json()))
+        return 0
+    from lexrec.commands._print import print_table
+
+    protocol = found.protocol
+    print(
+        f"{args.run}: {protocol.n_events:,} {protocol.split} events of {found.n_new:,} items without a "
+        f"training event, against those and against all {protocol.n_candidates:,}; "
+        f"texts explain {found.r2:.1%} of a row"
+    )
+    names = [f"{name}@{k}" for k in protocol.k for name in ("hr", "ndcg")]
+    rows = [
+        [way, *(f"{values[among][name]:.4f}" for among in ("new", "all") for name in names)]
+        for way, values in found.ways.items()
+    ]
+    print_table("", ["", *(f"{name} {among}" for among in ("new", "all") for name in names)], rows)
     return 0
 
 

@@ -48,7 +48,9 @@ def rank_answers(
     if allow is not None:
         is_allowed_I = torch.zeros(scorer.n_items + 2, dtype=torch.bool)
         is_allowed_I[torch.from_numpy(allow)] = True
-    batch = collate([history], max(1, min(len(history), scorer.max_len))).to(scorer.device)
+    # Items that came after training have no place in what was read.
+    known = [item for item in history if item <= model.items.n_items]
+    batch = collate([known], max(1, min(len(known), scorer.max_len))).to(scorer.device)
     query = scorer.query(model.answer(batch, Text.of([text], model.lm.tokenizer).to(scorer.device)))
     best = top_k(scorer, query, min(k, scorer.n_items), Aside.of(Pairs.of([exclude]), is_allowed_I))
     return Ranked(best.item_BK.cpu().numpy(), best.score_BK.cpu().numpy())

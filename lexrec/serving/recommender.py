@@ -19,6 +19,8 @@ from lexrec.run_dir import RunDir
 from lexrec.serving.ranker import Items, Ranked, Ranker
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from lexrec.serving.histories import FileReport
 
 _KEPT_LISTS = 8
@@ -70,6 +72,20 @@ class Recommender:
 
         run = RunDir.open(path)
         return Recommender(ScorerRanker(run.scorer(str(choose_device(device)))), run, data)
+
+    def with_new_items(self, items: "str | Path | pa.Table") -> "Recommender":
+        """A recommender that can also show items which its run has never seen, by their texts.
+
+        Args:
+            items: `item_id`, `title` and whatever else the run's item table has; Parquet, or a table.
+
+        Raises:
+            ConfigError: the run's model reads no text.
+            DataError: the table cannot be read, lacks a column, or names an item twice or a known one.
+        """
+        from lexrec.serving.new_items import with_new_items
+
+        return with_new_items(self, items)
 
     @property
     def items(self) -> Vocabulary:

@@ -1,4 +1,4 @@
-"""Finished runs, one of which is asked, under one measurement."""
+"""Measurements of finished runs beyond ranking what comes next: questions, and items never trained."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,6 +6,8 @@ from pathlib import Path
 from lexrec.errors import ConfigError
 from lexrec.evaluation.evaluate import EvaluationConfig
 from lexrec.evaluation.events import Split
+from lexrec.evaluation.new_items import NewItems
+from lexrec.evaluation.new_items import evaluate_new_items as measure_new_items
 from lexrec.evaluation.queries import Answers, ways_of
 from lexrec.evaluation.queries import evaluate_queries as measure
 from lexrec.run_dir import RunDir
@@ -49,3 +51,27 @@ def evaluate_queries(
     return measure(
         ways_of(opened.scorer(where), scorers), dataset, column, settings or EvaluationConfig(k=(10,)), split
     )
+
+
+def evaluate_new_items(
+    run: str | Path,
+    *,
+    split: Split = "test",
+    settings: EvaluationConfig | None = None,
+    data: str | Path | None = None,
+    device: str = "auto",
+) -> NewItems:
+    """Rank the events of a split whose item was never trained, by rows predicted from texts.
+
+    Args:
+        run: a run over a language model, such as recipe idiomoe.
+        split, settings, data, device: as for `evaluate_queries`.
+
+    Raises:
+        ConfigError: the run has no language model.
+        DataError: no event of the split has such an item.
+    """
+    opened = RunDir.open(run)
+    dataset = opened.dataset(data)
+    scorer = opened.scorer(str(choose_device(device)))
+    return measure_new_items(scorer, dataset, settings or EvaluationConfig(k=(10,)), split)
