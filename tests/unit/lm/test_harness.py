@@ -1,6 +1,7 @@
 """lm-eval on a language model: a task of a local file, beside the same worked out by hand."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from pydantic import ValidationError
 
 from lexrec.errors import LmError
 from lexrec.lm import loading
-from lexrec.lm.harness import TasksConfig, run_tasks
+from lexrec.lm.harness import TasksConfig, require_harness, run_tasks
 from lexrec.lm.settings import LmConfig
 from tests.language_models import folder
 
@@ -84,3 +85,21 @@ def test_what_cannot_be_run_is_one_error(tasks) -> None:
         run_tasks([load(0)], TasksConfig(tasks=("words",), folder=tasks))
     with pytest.raises(ValidationError, match="tasks"):
         TasksConfig(tasks=())
+
+
+def test_without_lm_eval_the_extra_is_named(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(LmError, match=r"lm-eval, which is missing; pip install 'lexrec\[lm-eval\]'"):
+        run_tasks([], TasksConfig(tasks=("hellaswag",)))
+
+
+def test_offline_the_hub_is_not_asked_for_data(monkeypatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("LEXREC_OFFLINE", "0")
+    require_harness()
+    assert not constants.is_offline_mode()
+    monkeypatch.setenv("LEXREC_OFFLINE", "1")
+    require_harness()
+    assert constants.is_offline_mode()

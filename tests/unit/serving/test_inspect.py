@@ -1,6 +1,7 @@
 """`lexrec inspect` on runs over a tiny language model: what it finds, writes and refuses."""
 
 import json
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -239,3 +240,9 @@ def shop(folder: Path) -> Path:
     users, items, times = zip(*rows, strict=True)
     prepare(pa.table({"user_id": users, "item_id": items, "time": times}), time="time", out=folder / "shop")
     return folder / "shop"
+
+
+def test_without_matplotlib_the_extra_is_named_before_anything_is_read(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert main(["inspect", str(tmp_path / "no run"), "--out", str(tmp_path / "m")]) == 2
+    assert "matplotlib, which is missing; pip install 'lexrec[report]'" in capsys.readouterr().err
