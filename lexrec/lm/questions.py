@@ -52,7 +52,7 @@ class Text(NamedTuple):
             raise ConfigError(f"a question has at least one word, got {empty!r}")
         said = [f" {' '.join(text.split())}" for text in texts]
         rows = tokenizer(said, add_special_tokens=False)["input_ids"]
-        token_BQ, length_B = _side_by_side(rows)
+        token_BQ, length_B = side_by_side(rows)
         return Text(token_BQ, torch.arange(token_BQ.shape[1]) < length_B[:, None])
 
     def to(self, device: torch.device) -> "Text":
@@ -109,7 +109,7 @@ class Questions(nn.Module):
             values.append([0, *(number_of[label] for label in said), 0])
         texts = [f" {wording.format(label)}" for label in labels for wording in WORDINGS]
         rows = [row[:_LONGEST] for row in tokenizer(texts, add_special_tokens=False)["input_ids"]]
-        token_XQ, length_X = _side_by_side(rows)
+        token_XQ, length_X = side_by_side(rows)
         shape = (len(labels), len(WORDINGS))
         value_IC = torch.tensor(values, dtype=torch.int64).T.contiguous()
         return Questions(columns, labels, value_IC, token_XQ.view(*shape, -1), length_X.view(shape))
@@ -153,7 +153,7 @@ def woven(before_BS: Tensor, text_BQ: Tensor, place: int) -> Tensor:
     return torch.cat([before_BS[:, :place], text_BQ, before_BS[:, place:]], 1)
 
 
-def _side_by_side(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
+def side_by_side(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
     """Tokens, [X, Q], and how many of each row are real."""
     longest = max(len(row) for row in rows)
     token_XQ = torch.tensor([row + [0] * (longest - len(row)) for row in rows], dtype=torch.int64)

@@ -37,6 +37,7 @@ from lexrec.lm.adapters.experts import ExpertsConfig
 from lexrec.lm.item_text import TextAdded, TextItems, text_vectors
 from lexrec.lm.prompt import Events, Prompt, read_texts
 from lexrec.lm.questions import Questions, Text, woven
+from lexrec.lm.reasons import Reasons
 from lexrec.lm.routing import Route
 from lexrec.lm.saved import save_only_trained
 from lexrec.lm.settings import LmConfig
@@ -131,6 +132,7 @@ class Idiomoe(SequenceModel):
         registry.load("lm.adapters", config.adapter.name)(config.adapter).apply(self.lm)  # type: ignore[attr-defined]
         self.prompt = Prompt.ids_alone(items.n_items)
         self.questions: Questions | None = None
+        self.reasons: Reasons | None = None
         begin = self.lm.begin_tokens() if config.begin else []
         self.register_buffer("begin_1P", torch.tensor([begin], dtype=torch.int64), persistent=False)
         self.dropout = nn.Dropout(config.dropout)
@@ -144,6 +146,8 @@ class Idiomoe(SequenceModel):
     def describe(self, catalogue: Catalogue) -> None:
         if self.config.ask:
             self.questions = Questions.of(catalogue.item_table, self.config.ask, self.lm.tokenizer)
+            if catalogue.item_table is not None and "title" in catalogue.item_table.column_names:
+                self.reasons = Reasons.of(catalogue.item_table, self.questions, self.lm.tokenizer)
         if not self.config.columns:
             return
         columns, text_len = self.config.columns, self.config.text_len

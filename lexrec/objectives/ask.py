@@ -10,6 +10,7 @@ Dimension key: B rows, L positions, R rows that are asked, H positions that they
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
@@ -32,6 +33,10 @@ class AskConfig(LossConfig):
     """Newest events before the answer that a question's row keeps; each costs a place in every such row."""
     weight: float = Field(1.0, gt=0)
     """Of the mean loss of questions, beside that of next items."""
+    reasons: float = Field(0.0, ge=0)
+    """Weight of a language model's loss on reasons for the answers (lexrec/lm/reasons.py)."""
+    reason_places: int = Field(256, ge=1)
+    """Places of reasons, drawn at random, that this loss is taken at; each costs a softmax over all text."""
 
 
 class Ask(Objective):
@@ -53,6 +58,11 @@ class Ask(Objective):
             raise ConfigError(
                 f"objective ask trains a language model on questions, and {type(model).__name__} has none; "
                 "use model.name=idiomoe with model.ask=[category]"
+            )
+        if self.config.reasons and model.reasons is None:
+            raise ConfigError(
+                f"objective.reasons={self.config.reasons} trains on titles, and the items have none; "
+                "prepare the data again with --items FILE --title COLUMN, or set objective.reasons=0"
             )
         self.next_item.check(model)
 
@@ -88,4 +98,23 @@ class Ask(Objective):
         history = Batch(view.item_BL[:, :-1], (view.length_B - 1).clamp(min=0), view.user_B, time_RL)
         asked = Targets(history, target_R, target_R, is_asked_R.float())
         answers = mean_loss(model.answer(history, text), model.scoring(), asked, LossConfig())
-        return {**losses, "loss": losses["loss"] + self.config.weight * answers, "answers": answers}
+        losses |= {"loss": losses["loss"] + self.config.weight * answers, "answers": answers}
+        if self.config.reasons:
+            reasons = self._reason_loss(model, view)
+            losses |= {"loss": losses["loss"] + self.config.reasons * reasons, "reasons": reasons}
+        return losses
+
+    def _reason_loss(self, model: Idiomoe, view: Batch) -> Tensor:
+        """Mean loss of tokens of reasons after their opening, at places drawn at random."""
+        assert model.reasons is not None
+        text, has_reason_R = model.reasons.texts(view.item_BL)
+        hidden_RSD = model.read_around(view, text, n_after=0)
+        n_opening, (R, Q) = model.reasons.n_opening, text.token_BQ.shape
+        n_said = Q - n_opening
+        drawn_K = torch.randint(R * n_said, (self.config.reason_places,), device=hidden_RSD.device)
+        row_K, place_K = drawn_K // n_said, n_opening + drawn_K % n_said
+        before_RQD = hidden_RSD[:, hidden_RSD.shape[1] - Q :]
+        logit_KV = model.lm.text_logits(before_RQD[row_K, place_K - 1])
+        loss_K = F.cross_entropy(logit_KV.float(), text.token_BQ[row_K, place_K], reduction="none")
+        is_said_K = text.is_token_BQ[row_K, place_K] & has_reason_R[row_K]
+        return (loss_K * is_said_K).sum() / is_said_K.sum().clamp(min=1)

@@ -47,7 +47,9 @@ def with_new_items(recommender: Recommender, items: str | Path | pa.Table) -> Re
     new = _checked(items, run)
     rows_JD = _rows(ranker.scorer, run, new)
     extended = _Extended(run.path, new)
-    return Recommender(ScorerRanker(_Scorer(ranker.scorer, rows_JD)), extended, recommender._data)
+    both = Recommender(ScorerRanker(_Scorer(ranker.scorer, rows_JD)), extended, recommender._data)
+    both.new_ids = frozenset(new["item_id"].to_pylist())
+    return both
 
 
 def _rows(scorer: ModelScorer, run: RunDir, new: pa.Table) -> Tensor:

@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from lexrec.data.batch import PAD
 from lexrec.data.dataset import Dataset
 from lexrec.data.vocabulary import Id, Vocabulary
-from lexrec.errors import DataError
+from lexrec.errors import ConfigError, DataError
 from lexrec.run_dir import RunDir
 from lexrec.serving.ranker import Items, Ranked, Ranker
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from lexrec.serving.ask import Reason
     from lexrec.serving.histories import FileReport
 
 _KEPT_LISTS = 8
@@ -52,6 +53,8 @@ class Recommender:
         self.ranker = ranker
         self.run = run
         self._data = data
+        self.new_ids: frozenset[Id] = frozenset()
+        """Items that came after training."""
         self._allowed = lru_cache(_KEPT_LISTS)(self._look_up)
 
     @staticmethod
@@ -210,6 +213,27 @@ class Recommender:
         allowed = self._resolve(allow, deny)
         ranked = rank_answers(self.ranker, known, text, k, [] if keep_seen else known, allowed)
         return self._with_ids(ranked, [unknown], [False])
+
+    def why(self, history: Sequence[Id], item_ids: Sequence[Id]) -> "list[Reason]":
+        """Why each item would be recommended after a history, in the words of the model itself.
+
+        Args:
+            history: external item ids, oldest first; unknown ones are passed over.
+            item_ids: items that the run was trained on.
+
+        Raises:
+            ConfigError: the run was not trained on reasons.
+            DataError: an item is unknown.
+        """
+        from lexrec.serving.ask import reasons
+
+        if not getattr(getattr(self.run.config, "objective", None), "reasons", 0):
+            raise ConfigError(
+                f"{self.run.path} was not trained on reasons; train one with recipe idiomoe_ask and "
+                "objective.reasons above 0"
+            )
+        items = [self.items.index(id_) for id_ in item_ids]
+        return reasons(self.ranker, self.items.split_known(history)[0], items)
 
     def history(self, user_id: Id) -> NDArray[np.int64]:
         """Item indexes of all events of a user of the data set, oldest first."""

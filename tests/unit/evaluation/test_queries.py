@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -48,9 +49,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def asked(data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
-    options = ["model.max_len=6", "model.dropout=0", "train.max_epochs=20", "train.warmup_steps=0"]
+    options = ["model.max_len=6", "model.dropout=0", "train.max_epochs=25", "train.warmup_steps=0"]
     # What comes next is chance here, so no epoch is better than the last.
-    options += ["train.evaluate_every=20"]
+    options += ["train.evaluate_every=25"]
     options += ["train.batch_size=24", "train.lr=5e-3", "objective.share=1.0"]
     out = tmp_path_factory.mktemp("runs") / "asked"
     return train(
@@ -137,7 +138,7 @@ def test_one_question_alone_is_answered_as_in_a_batch_and_lists_obey_allow_and_d
 
 
 def test_ask_prints_a_table_or_one_object(asked: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["ask", str(asked.path), "nail polish, please", "--history", "0,4", "-k", "3", "--json"]) == 0
+    assert main(["ask", str(asked.path), "nail polish, please", "--history", "0,4", "-k", "1", "--json"]) == 0
     tree = json.loads(capsys.readouterr().out)
     assert tree["question"] == "nail polish, please"
     assert set(kinds_of([item["item_id"] for item in tree["items"]])) == {KINDS[2]}
@@ -146,6 +147,34 @@ def test_ask_prints_a_table_or_one_object(asked: RunDir, capsys: pytest.CaptureF
     shown = capsys.readouterr()
     assert shown.out.split()[:4] == ["rank", "item", "title", "score"]
     assert "unknown items, left out: 99" in shown.err
+
+
+def test_the_model_says_why_and_the_item_table_is_asked_whether_it_is_so(
+    asked: RunDir, popular: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recommender = lexrec.Recommender.load(asked.path)
+    told = recommender.why([0, 4], [2, 5, 30])
+    assert [reason.text for reason in recommender.why([0, 4, "lost"], [2, 5, 30])] == [r.text for r in told]
+    one = recommender.why([0, 4], [5])
+    assert one[0].text == told[1].text
+    for reason, item in zip(told, (2, 5, 30), strict=True):
+        assert reason.text.startswith("because it is")
+        label = kinds_of([item])[0].rpartition(" > ")[2].lower()
+        assert reason.is_grounded == (label != "" and reason.text.startswith(f"because it is {label}"))
+    assert told[2].is_grounded is False
+    pq.write_table(
+        pa.table({"item_id": [100], "title": ["t5"], "category": ["Soap"]}), tmp_path / "new.parquet"
+    )
+    words = ["ask", str(asked.path), "soap, please", "--history", "0,4", "--why", "--new-items"]
+    words += [str(tmp_path / "new.parquet"), "--allow", "3,100"]
+    assert main([*words, "--json"]) == 0
+    items = {item["item_id"]: item for item in json.loads(capsys.readouterr().out)["items"]}
+    assert set(items[3]["why"]) == {"text", "is_grounded"}
+    assert "why" not in items[100]
+    assert main(words) == 0
+    assert "because it is" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"was not trained on reasons; train one with recipe idiomoe_ask"):
+        lexrec.Recommender.load(popular.path).why([0], [1])
 
 
 def test_evaluate_prints_ways_beside_each_other(

@@ -8,12 +8,15 @@ from torch.testing import assert_close
 from lexrec.config import load_recipe
 from lexrec.data.batch import collate
 from lexrec.errors import ConfigError
+from lexrec.evaluation.scorer import ModelScorer
 from lexrec.item_encoders.base import Catalogue
 from lexrec.lm.questions import WORDINGS, Questions, Text, item_labels
 from lexrec.models import build_model, model_width
 from lexrec.models.idiomoe import Idiomoe
 from lexrec.objectives.ask import Ask, AskConfig
 from lexrec.objectives.next_item import NextItem, NextItemConfig
+from lexrec.serving.ask import reasons
+from lexrec.serving.scorer_ranker import ScorerRanker
 from lexrec.training.step import Step
 from tests.components import MAX_LEN, N_ITEMS, build, build_encoder
 from tests.contract.test_backbones import Waits
@@ -197,3 +200,45 @@ def test_columns_that_cannot_be_asked_for_are_refused() -> None:
         Questions.of(empty, ["category"], built().lm.tokenizer)
     with pytest.raises(ConfigError, match=r"a question has at least one word, got ' '"):
         Text.of(["soap", " "], built().lm.tokenizer)
+
+
+def said(model: Idiomoe, row: list[int]) -> tuple[str, bool]:
+    assert model.reasons is not None
+    text, has_reason = model.reasons.texts(collate([row, [1, 2]], MAX_LEN).item_BL)
+    assert text.is_token_BQ[0].tolist() == sorted(text.is_token_BQ[0].tolist(), reverse=True)
+    words = model.lm.tokenizer.convert_ids_to_tokens(text.token_BQ[0][text.is_token_BQ[0]].tolist())
+    return " ".join(words), bool(has_reason[0])
+
+
+def test_a_reason_names_the_newest_item_that_is_alike_or_the_newest() -> None:
+    model = built()
+    because = "<unk> <unk> <unk>"  # the tiny tokenizer does not know "because it is"
+    assert said(model, [4, 1, 2, 7]) == (f"{because} brush , like t1 t13 <eos>", True)
+    assert said(model, [3, 2, 7]) == (f"{because} brush , <unk> t2 t14 <eos>", True)
+    assert not said(model, [3, N_ITEMS])[1]
+    assert not said(model, [7])[1]
+
+
+def test_a_loss_on_reasons_needs_titles_and_moves_text() -> None:
+    config = load_recipe("idiomoe_ask", [f"lm.model={folder()}"])
+    bare = build_model(config, Catalogue(N_ITEMS, 32, (), table().select(["item_id", "category"])))
+    with pytest.raises(
+        ConfigError, match=r"objective\.reasons=0\.1 trains on titles, and the items have none"
+    ):
+        Step(bare, Ask(AskConfig(reasons=0.1), N_ITEMS))
+    model, goal = built().train(), Ask(AskConfig(share=1.0, reasons=2.0), N_ITEMS)
+    batch = collate([[3, 1, 4, 2], [5], [], [7, 8]], MAX_LEN + 1)
+    with Waits() as waits:
+        losses = Step(model, goal)(batch, goal.prepare(batch, torch.Generator().manual_seed(0)))
+        losses["loss"].backward()
+    assert waits.found == set()
+    assert losses["reasons"] > 0
+    assert_close(losses["loss"], losses["ce"] + losses["answers"] + 2 * losses["reasons"])
+
+
+def test_a_model_that_learned_reasons_says_what_an_item_is() -> None:
+    model = built()
+    trained(model, Ask(AskConfig(share=1.0, reasons=3.0), N_ITEMS), 120)
+    told = reasons(ScorerRanker(ModelScorer(model)), [3, 7], list(range(1, N_ITEMS)))
+    assert sum(reason.is_grounded for reason in told) >= N_ITEMS - 2
+    assert told[0].text.startswith("because it is brush ,")
