@@ -7,7 +7,7 @@ Paper: IDIOMoE, https://arxiv.org/abs/2510.05125
     r_i = <norm(h_t), E[i]>                                       the head, restricted to item rows
 
 An event is an item token, followed by its title and whatever else of it `columns` name; without columns a
-history is ids alone, and the text experts are not run. The next item is predicted at the item token.
+history is ids alone, and the text experts read none of it. The next item is predicted at the item token.
 What is put into the language model is an adapter (lexrec/lm/adapters): the paper's dual experts, none at all
 (Item-LLM), and others.
 

@@ -63,10 +63,10 @@ def test_it_keeps_the_contract(folder: Path, promise: Callable[..., None], encod
     promise(OUTSIDE, encoder)
 
 
-def test_it_learns_is_captured_and_takes_an_injection(folder: Path) -> None:
+def test_it_learns_is_captured_and_takes_an_injection(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     models.test_learns_the_cycle(OUTSIDE, "id_embedding", "next_item")
     models.test_gradients_are_finite_with_empty_and_one_item_histories(OUTSIDE, "mltfr", "next_item")
-    backbones.test_a_training_step_never_waits_for_the_device(OUTSIDE)
+    backbones.test_a_training_step_never_waits_for_the_device(OUTSIDE, monkeypatch)
     backbones.test_an_encoder_may_inject_after_the_first_block(OUTSIDE)
 
 

@@ -33,7 +33,7 @@ TEXT = ("model.columns=[title, category]", "model.text_len=3")
 
 
 def built(family: str = "llama", *overrides: str, table: pa.Table | None = None) -> Idiomoe:
-    model = ["model.dropout=0", f"model.max_len={MAX_LEN}", f"lm.model={folder(family)}"]
+    model = ["model.dropout=0", f"model.max_len={MAX_LEN}", f"lm.model={folder(family)}", "model.begin=false"]
     config = load_recipe("idiomoe", [*model, *overrides])
     torch.manual_seed(0)
     made = build_model(config, Catalogue(N_ITEMS, model_width(config), (), table or item_table()))

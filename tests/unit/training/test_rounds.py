@@ -19,7 +19,7 @@ from lexrec.training import checkpoint, fisher, rounds
 from lexrec.training.evaluate_run import evaluate
 from lexrec.training.loop import Trainer
 from lexrec.training.train import build_step, train
-from tests import components
+from tests import components, language_models
 from tests.worlds import world
 
 CPU = torch.device("cpu")
@@ -212,6 +212,8 @@ def test_every_backbone_trains_in_two_rounds(
     tree["model"] = {"name": model, "dim": 8, "max_len": 6}
     tree["objective"] = {"name": "last_item", "loss": "bce"}
     tree["train"]["max_epochs"] = 1
+    if model == "idiomoe":
+        tree["model"] = {"name": model, "max_len": 6, "lm": {"model": str(language_models.folder())}}
     run = train(run_config(tree), data=data, out=tmp_path / "run", track=())
     (consensus,) = encoder(run).consensus
     assert consensus.members == (0, 1)
