@@ -21,6 +21,8 @@ from lexrec.evaluation.new_items import evaluate_new_items
 from lexrec.lm.prompt import Prompt
 from lexrec.lm.row_map import predict_rows, text_features
 from lexrec.run_dir import RunDir
+from lexrec.tokens.stored import write_folder
+from lexrec.tokens.table import TokenTable
 from lexrec.training.train import train
 from tests.language_models import folder
 
@@ -169,3 +171,23 @@ def test_bad_tables_of_new_items_are_refused(ids: RunDir, data: Path, tmp_path: 
     popular = train("popularity", data=data, out=tmp_path / "popular", track=())
     with pytest.raises(ConfigError, match=r"predicted for a trained model, not for a baseline"):
         lexrec.Recommender.load(popular.path).with_new_items(tmp_path)
+
+
+def test_text_tokens_makes_the_rows_of_new_items_itself(data: Path, tmp_path: Path) -> None:
+    words = sorted({word for kind in KINDS for word in kind.split()} | {f"t{i}" for i in range(7)})
+    weight_VW = torch.randn(len(words), 6, generator=torch.Generator().manual_seed(0)).bfloat16()
+    table = TokenTable(
+        "made", weight_VW, tuple(f"\u2581{word}" for word in words), "made", "", "0" * 64, "none"
+    )
+    options = ["model.dim=8", "model.n_heads=1", "item_encoder.columns=[title]", "train.max_epochs=1"]
+    options += [f"item_encoder.tables=['file:{write_folder(table, tmp_path)}']", "item_encoder.use_id=false"]
+    run = train("sasrec_text", data=data, out=tmp_path / "run", overrides=options, track=(), device="cpu")
+    new = pa.table({"item_id": [100], "title": ["red soap t0"]})  # as item 0 is called
+    both = lexrec.Recommender.load(run.path).with_new_items(new)
+    found = both.recommend([[3, 6]], 2, keep_seen=True, allow=[0, 100])
+    assert found.scores[0][0] == pytest.approx(found.scores[0][1], abs=1e-4)
+    plain = train("sasrec", data=data, out=tmp_path / "plain", overrides=["train.max_epochs=1"], track=())
+    with pytest.raises(
+        ConfigError, match=r"reads no text, so it has no row for an item without events; use a"
+    ):
+        lexrec.Recommender.load(plain.path).with_new_items(new)
