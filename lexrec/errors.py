@@ -6,10 +6,13 @@ LexrecError
 ├── TokensError    a token table cannot be found, read or trusted
 ├── LmError        a pretrained language model cannot be found, read or changed as asked
 ├── RunError       a run directory is incomplete, changed or unreadable
+│   └── DamagedError   a file of it is missing or damaged
 └── ProtocolError  results that were not measured alike would be compared
 
 A message carries the offending value, what is allowed, and the fix.
 """
+
+from pathlib import Path
 
 
 class LexrecError(Exception):
@@ -34,6 +37,14 @@ class LmError(LexrecError):
 
 class RunError(LexrecError):
     """A run directory is incomplete, changed or unreadable."""
+
+
+class DamagedError(RunError):
+    """A file of a run directory is missing or damaged."""
+
+    def __init__(self, path: Path, why: object) -> None:
+        super().__init__(f"{path} is missing or damaged: {' '.join(str(why).split())}")
+        self.path = path
 
 
 class ProtocolError(LexrecError):

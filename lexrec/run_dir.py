@@ -31,7 +31,7 @@ from lexrec import registry
 from lexrec.config import AnyRunConfig, RunConfig, run_config
 from lexrec.data.dataset import Dataset
 from lexrec.data.vocabulary import Vocabulary
-from lexrec.errors import RunError
+from lexrec.errors import DamagedError, RunError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -125,7 +125,7 @@ class RunDir:
             tree = yaml.safe_load(path.read_text(encoding="utf-8"))
             return run_config(tree, source=str(path))
         except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
-            raise RunError(f"{path} is missing or damaged: {' '.join(str(error).split())}") from error
+            raise DamagedError(path, error) from error
 
     @cached_property
     def dataset_card(self) -> dict[str, Any]:
@@ -143,7 +143,7 @@ class RunDir:
             # pq.read_table would do, but brings in pandas: half a second.
             return pq.ParquetFile(path).read()
         except (OSError, pa.ArrowException) as error:
-            raise RunError(f"{path} is missing or damaged: {' '.join(str(error).split())}") from error
+            raise DamagedError(path, error) from error
 
     @cached_property
     def train_count_I(self) -> NDArray[np.int64]:
@@ -152,7 +152,7 @@ class RunDir:
         try:
             count_I: NDArray[np.int64] = np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise RunError(f"{path} is missing or damaged: {error}") from error
+            raise DamagedError(path, error) from error
         return count_I
 
     @cached_property
@@ -252,7 +252,7 @@ class RunDir:
         try:
             tensors: dict[str, Tensor] = load_file(path)
         except (OSError, SafetensorError) as error:
-            raise RunError(f"{path} is missing or damaged: {error}") from error
+            raise DamagedError(path, error) from error
         return tensors
 
     def tables(self) -> "tuple[TokenTable, ...]":
@@ -314,7 +314,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise RunError(f"{path} is missing or damaged: {error}") from error
+        raise DamagedError(path, error) from error
 
 
 def _dataset_card(dataset: Dataset) -> dict[str, Any]:

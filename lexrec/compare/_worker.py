@@ -13,12 +13,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lexrec.config import RunConfig, run_config
-from lexrec.errors import LexrecError, RunError
+from lexrec.config import AnyRunConfig, RunConfig, run_config
+from lexrec.errors import DamagedError, LexrecError, RunError
 
 if TYPE_CHECKING:
     from lexrec.data.dataset import Dataset
+    from lexrec.run_dir import RunDir
     from lexrec.training.step import Step
+
+NOTE = "lexrec: note: "
+"""Before a line of standard error that whoever runs the comparison is to read."""
 
 
 def serve(work: Callable[[dict[str, Any]], None]) -> int:
@@ -38,27 +42,46 @@ def serve(work: Callable[[dict[str, Any]], None]) -> int:
 def work(task: dict[str, Any]) -> None:
     """Do what of the task is not done yet."""
     from lexrec.data.dataset import Dataset
-    from lexrec.evaluation.evaluate import EvaluationConfig
     from lexrec.run_dir import write_json
-    from lexrec.training.evaluate_run import evaluate, place
-    from lexrec.training.train import build_step, train
+    from lexrec.training.train import build_step
 
-    dataset = Dataset.load(task["data"])
+    dataset, folder = Dataset.load(task["data"]), Path(task["out"])
     config = run_config(task["config"], source="compare")
-    run = train(config, data=dataset, out=task["out"], device=task["device"], resume=True, track=())
-    settings = EvaluationConfig.model_validate(task["evaluation"])
-    if not (place(run, task["split"], settings) / "metrics.json").is_file():
-        if not (run.path / "checkpoints").is_dir():
-            raise RunError(
-                f"{run.path} was measured under other rules and its weights were not kept; "
-                "measure under these rules with another --out"
-            )
-        evaluate(run, split=task["split"], settings=settings, data=task["data"], device=task["device"])
+    try:
+        run = _measured(task, config, dataset)
+    except DamagedError as error:
+        # What another run lacks, such as the one this starts from, does not come back by losing this one.
+        if (folder / "evaluations").exists() or not error.path.is_relative_to(folder):
+            raise
+        aside = folder.with_name(f"{folder.name}.damaged")
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+        print(f"{NOTE}begun anew, for {error}; what was there is in {aside.name}", file=sys.stderr)  # noqa: T201
+        run = _measured(task, config, dataset)
     if not task["keep_weights"]:
         for folder in (run.path, run.round(1)):
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     if task["flops"] and isinstance(config, RunConfig):
         write_json(Path(task["flops"]), _flops(build_step(config, dataset, run.tables()), dataset, config))
+
+
+def _measured(task: dict[str, Any], config: AnyRunConfig, dataset: "Dataset") -> "RunDir":
+    """The run, trained to its end and measured."""
+    from lexrec.evaluation.evaluate import EvaluationConfig
+    from lexrec.training.evaluate_run import evaluate, place
+    from lexrec.training.train import train
+
+    run = train(config, data=dataset, out=task["out"], device=task["device"], resume=True, track=())
+    settings = EvaluationConfig.model_validate(task["evaluation"])
+    if (place(run, task["split"], settings) / "metrics.json").is_file():
+        return run
+    if (run.path / "evaluations").is_dir() and not (run.path / "checkpoints").is_dir():
+        raise RunError(
+            f"{run.path} was measured under other rules and its weights were not kept; "
+            "measure under these rules with another --out"
+        )
+    evaluate(run, split=task["split"], settings=settings, data=task["data"], device=task["device"])
+    return run
 
 
 def _flops(step: "Step", dataset: "Dataset", config: RunConfig) -> dict[str, Any]:

@@ -17,13 +17,13 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from lexrec.compare.arms import Arm, changed, with_baselines
-from lexrec.compare.processes import Task, side_by_side
+from lexrec.compare.processes import Ended, Task, side_by_side
 from lexrec.compare.report import Comparison, build_report
-from lexrec.compare.results import Run, Users, evaluation_folder, flops_file, read_arm
+from lexrec.compare.results import Run, Users, evaluation_folder, flops_file, read_arm, require_alike
 from lexrec.compare.settings import CompareConfig
-from lexrec.config import differences
+from lexrec.config import RunConfig, differences
 from lexrec.data.dataset import Dataset
-from lexrec.errors import RunError
+from lexrec.errors import ProtocolError, RunError
 from lexrec.evaluation.evaluate import Evaluation
 from lexrec.evaluation.metrics import per_event
 from lexrec.run_dir import RunDir, read_json, write_json
@@ -63,7 +63,7 @@ def compare(
         ConfigError: an arm or the device is wrong.
         DataError: the data set is missing, damaged, or has no events to measure.
         RunError: `out` holds runs of other data or of other configs, or a result is damaged.
-        ProtocolError: two results were not measured alike.
+        ProtocolError: two arms would not be measured alike, or finished runs were not; before any training.
     """
     settings, folder = settings or CompareConfig(), Path(out)
     dataset = Dataset.load(data)
@@ -71,6 +71,7 @@ def compare(
     all_arms = [changed(arm, settings.changes) for arm in with_baselines(arms)]
     runs = [run for arm in all_arms for run in _runs(arm, folder, settings)]
     _require_same(folder, dataset, runs)
+    _require_alike(runs, settings)
     devices = _devices(device, jobs)
     with _alone(folder):
         _write_card(folder, dataset, settings, all_arms)
@@ -127,6 +128,24 @@ def _require_same(folder: Path, dataset: Dataset, runs: Sequence[Run]) -> None:
             )
 
 
+def _require_alike(runs: Sequence[Run], settings: CompareConfig) -> None:
+    """Refuse what could not be compared in the end, before anything is trained."""
+    chosen_on: dict[str, list[str]] = {}
+    for arm in dict.fromkeys(run.arm for run in runs):
+        config = arm.config(1)
+        if isinstance(config, RunConfig):
+            chosen_on.setdefault(config.train.select_on, []).append(arm.name)
+    if len(chosen_on) > 1:
+        named = "; ".join(f"{part}: {', '.join(names)}" for part, names in chosen_on.items())
+        raise ProtocolError(
+            f"one part has to choose the epochs of every arm (train.select_on is {named}); "
+            "set it alike, such as train.select_on=validation in each arm"
+        )
+    places = [evaluation_folder(run, settings) for run in runs]
+    measured = [Evaluation.load(place) for place in places if (place / "metrics.json").is_file()]
+    require_alike([result.protocol for result in measured])
+
+
 def _devices(name: str, jobs: int | None) -> list[str]:
     """A place for each process at work, GPUs taking turns."""
     import torch
@@ -167,14 +186,25 @@ def _work(
     yield from finished
     tasks = [_task(run, dataset, settings) for run in missing.values()]
     began = time.monotonic()
-    for n_ended, ended in enumerate(side_by_side(tasks, devices), 1):
+    for n_ended, ended in enumerate(_tried_twice(tasks, devices, say), 1):
         run = replace(missing[ended.task.name], error=ended.error)
         left = (time.monotonic() - began) / n_ended * (len(tasks) - n_ended)
         count = f"[{len(finished) + n_ended}/{len(runs)}]"
-        say(
-            f"{count} {run.name}: {_outcome(run, settings)}" + (f", about {_time(left)} left" if left else "")
-        )
+        said = "; ".join([_outcome(run, settings), *ended.notes])
+        say(f"{count} {run.name}: {said}" + (f", about {_time(left)} left" if left else ""))
         yield run
+
+
+def _tried_twice(tasks: Sequence[Task], devices: Sequence[str], say: Callable[[str], None]) -> Iterator[Ended]:
+    """Each task once it is over; one that lacked memory beside others is tried again, alone on its device."""
+    again = []
+    for ended in side_by_side(tasks, devices):
+        if ended.lacked_memory and len(devices) > 1:
+            say(f"{ended.task.name}: {ended.error}; tried again once the others have ended")
+            again.append(ended.task)
+        else:
+            yield ended
+    yield from side_by_side(again, list(dict.fromkeys(devices)))
 
 
 def _seed_by_seed(runs: Sequence[Run]) -> list[Run]:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -11,7 +13,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from lexrec.compare._worker import NOTE
+
 _LOOK_SECONDS = 0.05
+_NO_MEMORY = re.compile(r"out of memory|allocate memory|\bMemoryError|_ALLOC_FAILED", re.IGNORECASE)
 
 
 class Task(NamedTuple):
@@ -31,6 +36,10 @@ class Ended(NamedTuple):
     task: Task
     error: str | None
     """One line on what went wrong; None if it succeeded."""
+    notes: tuple[str, ...] = ()
+    """What its process wanted known."""
+    lacked_memory: bool = False
+    """It may succeed where it need not share."""
 
 
 def side_by_side(tasks: Sequence[Task], devices: Sequence[str]) -> Iterator[Ended]:
@@ -50,7 +59,7 @@ def side_by_side(tasks: Sequence[Task], devices: Sequence[str]) -> Iterator[Ende
                 task, device, process = entry
                 free.append(device)
                 close(process)
-                yield Ended(task, _error(task, process.returncode))
+                yield _ended(task, process.returncode)
             time.sleep(_LOOK_SECONDS)
     finally:
         for _, _, process in running:
@@ -110,11 +119,15 @@ def _start(task: Task, device: str, n_processes: int) -> "subprocess.Popen[bytes
         return start("lexrec.compare._worker", {**task.order, "device": device}, n_processes, log)
 
 
-def _error(task: Task, code: int) -> str | None:
-    if code == 0:
-        return None
-    if code < 0:
-        return f"killed by signal {-code}; see {task.log}"
+def _ended(task: Task, code: int) -> Ended:
     lines = task.log.read_text(encoding="utf-8", errors="replace").split("\n")
     said = [line.strip() for line in lines if line.strip()]
-    return said[-1].removeprefix("lexrec: error: ") if said else f"exit code {code}"
+    notes = tuple(line.removeprefix(NOTE) for line in said if line.startswith(NOTE))
+    if code == 0:
+        return Ended(task, None, notes)
+    if code < 0:
+        # Linux ends what takes the last of the memory by this signal.
+        error = f"killed by signal {-code}; see {task.log}"
+        return Ended(task, error, notes, lacked_memory=-code == signal.SIGKILL)
+    error = said[-1].removeprefix("lexrec: error: ") if said else f"exit code {code}"
+    return Ended(task, error, notes, lacked_memory=_NO_MEMORY.search(error) is not None)

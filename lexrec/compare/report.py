@@ -37,7 +37,7 @@ def build_report(results: Sequence[ArmResult], users: Users, settings: CompareCo
         ProtocolError: two arms were not measured alike.
     """
     measured = [result for result in results if result.protocol is not None]
-    require_alike([result.protocol for result in measured if result.protocol], settings)
+    require_alike([result.protocol for result in measured if result.protocol])
     drawn = statistics.bootstrap(
         [result.value_SMU for result in measured],
         users.n_events_U,

@@ -85,7 +85,7 @@ def read_arm(arm: Arm, runs: Sequence[Run], settings: CompareConfig, users: User
     """
     fine = [run for run in runs if run.error is None]
     found = [Evaluation.load(evaluation_folder(run, settings)) for run in fine]
-    require_alike([result.protocol for result in found], settings)
+    require_alike([result.protocol for result in found])
     names, n_users = settings.metrics, len(users.n_events_U)
     value_SMU = np.zeros((len(found), len(names), n_users), dtype=np.float32)
     for s, result in enumerate(found):
@@ -103,14 +103,16 @@ def read_arm(arm: Arm, runs: Sequence[Run], settings: CompareConfig, users: User
     )
 
 
-def require_alike(protocols: Sequence[Protocol], settings: CompareConfig) -> None:
+def require_alike(protocols: Sequence[Protocol]) -> None:
     """Refuse results of unlike protocols.
 
-    On the validation part every trained model was chosen on what is measured and no baseline was: that is
-    said in the verdict, not refused.
+    Raises:
+        ProtocolError: naming every difference.
     """
-    for protocol in protocols[1:]:
-        protocols[0].require_alike(protocol, across_selection=settings.split == "validation")
+    # A baseline is alike to any choice of epochs, so each is held against one that was chosen.
+    chosen_first = sorted(protocols, key=lambda protocol: protocol.selected_on == "nothing")
+    for protocol in chosen_first[1:]:
+        chosen_first[0].require_alike(protocol)
 
 
 def _cost(runs: Sequence[Run]) -> dict[str, Any]:

@@ -70,7 +70,9 @@ def _reservations(results: Sequence[ArmResult]) -> list[str]:
     peeked = [name for name, protocol in protocols.items() if protocol.is_peeked]
     if peeked:
         split = protocols[peeked[0]].split
-        lines.append(f"Selected on {split}, the part measured, which flatters: {', '.join(peeked)}.")
+        said = f"Selected on {split}, the part measured, which flatters: {', '.join(peeked)}."
+        others = [name for name in protocols if name not in peeked]
+        lines.append(said + (f" Without that help: {', '.join(others)}." if others else ""))
     leaking = [name for name, protocol in protocols.items() if protocol.allow_leak]
     if leaking:
         lines.append(f"Allowed to see their targets in training: {', '.join(leaking)}.")

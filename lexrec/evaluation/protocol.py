@@ -64,27 +64,22 @@ class Protocol(Config):
         """What makes two results unlike, each as `key: one, other`.
 
         Not counted: the version, the ks (shared ones compare), `allow_leak` (a leak in training is a fault
-        of the model, not of the measurement), and `selected_on` beyond whether the measured part was used.
+        of the model, not of the measurement), and `selected_on` beyond whether the measured part chose one
+        and another part the other: a baseline, which nothing chose, is alike to either.
         """
         pairs = [(key, getattr(self, key), getattr(other, key)) for key in _MUST_AGREE]
-        if self.is_peeked != other.is_peeked:
+        is_chosen = "nothing" not in (self.selected_on, other.selected_on)
+        if is_chosen and self.is_peeked != other.is_peeked:
             pairs.append(("selected_on", self.selected_on, other.selected_on))
         return [f"{key}: {one}, {two}" for key, one, two in pairs if one != two]
 
-    def require_alike(self, other: "Protocol", *, across_selection: bool = False) -> None:
+    def require_alike(self, other: "Protocol") -> None:
         """Refuse to go on with results that were not measured alike.
-
-        Args:
-            other: the protocol of the other result.
-            across_selection: let a result whose model was chosen on the measured part stand beside one
-                whose model was not, as a reproduction of a paper may need.
 
         Raises:
             ProtocolError: naming every difference.
         """
         found = self.differences(other)
-        if across_selection:
-            found = [text for text in found if not text.startswith("selected_on:")]
         if found:
             raise ProtocolError(
                 f"these results were not measured alike ({'; '.join(found)}); "

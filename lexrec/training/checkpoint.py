@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lexrec.errors import RunError
+from lexrec.errors import DamagedError, RunError
 from lexrec.run_dir import RunDir, read_json, write_json
 from lexrec.training.optimizer import AdamW
 
@@ -109,7 +109,7 @@ def _load(path: Path) -> dict[str, Tensor]:
     try:
         tensors: dict[str, Tensor] = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise RunError(f"{path} is missing or damaged: {error}") from error
+        raise DamagedError(path, error) from error
     return tensors
 
 

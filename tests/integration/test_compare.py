@@ -136,8 +136,9 @@ def unlike_runs_are_refused(data: Path, out: Path, capsys) -> None:
     protocol = place / "evaluations" / "test" / "protocol.json"
     kept = protocol.read_text()
     protocol.write_text(kept.replace('"seen": "remove"', '"seen": "keep"'))
-    assert main(words(data, out)) == 2
+    assert main(words(data, out, "--seeds", "3")) == 2
     assert "these results were not measured alike (seen: remove, keep)" in capsys.readouterr().err
+    assert finished(out) == RUNS, "a third seed was trained before that was found"
     protocol.write_text(kept)
 
 
@@ -156,6 +157,31 @@ def test_a_run_that_fails_does_not_lose_the_others(data, tmp_path, capsys, monke
     assert "Failed runs, left out: leaking (1 of 1)." in report["verdict"]
     assert report["arms"]["popularity"]["metrics"]["hr@5"]["mean"] > 0
     assert not list(tmp_path.glob("out/arms/*/*/checkpoints"))
+
+
+def test_models_that_peeked_are_measured_beside_baselines_that_did_not(data, tmp_path, capsys, monkeypatch):
+    """The protocol of some papers, from end to end; the report says what it is worth."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    peeking = "peeking: sasrec train.select_on=test"
+    arms = ["compare", peeking, "--data", str(data), "--out", str(tmp_path / "out"), *SETTINGS[:-4]]
+    assert main([*arms, "--seeds", "1", "--jobs", "2", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["arms"]["peeking"]["protocol"]["selected_on"] == "test"
+    assert report["arms"]["markov"]["protocol"]["selected_on"] == "nothing"
+    assert (
+        "Selected on test, the part measured, which flatters: peeking. "
+        "Without that help: item_knn, markov, popularity."
+    ) in report["verdict"]
+
+
+def test_epochs_chosen_on_unlike_parts_are_refused_before_anything_is_trained(data, tmp_path, capsys):
+    arms = ["compare", "sasrec", "peeking: sasrec train.select_on=test", "--data", str(data)]
+    assert main([*arms, "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err == (
+        "lexrec: error: one part has to choose the epochs of every arm (train.select_on is "
+        "validation: sasrec; test: peeking); set it alike, such as train.select_on=validation in each arm\n"
+    )
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

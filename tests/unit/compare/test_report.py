@@ -143,6 +143,20 @@ def test_what_flatters_and_what_failed_is_said():
     ]
 
 
+def test_models_picked_on_the_part_measured_stand_beside_baselines_that_had_no_such_help():
+    rng = np.random.default_rng(10)
+    on_test = PROTOCOL.model_copy(update={"selected_on": "test"})
+    counted = PROTOCOL.model_copy(update={"selected_on": "nothing"})
+    peeked, markov = arm("a", 0.5, rng=rng, protocol=on_test), arm("markov", 0.4, seeds=1, protocol=counted)
+    lines = last_lines([peeked, markov])
+    assert lines[0] == "Selected on test, the part measured, which flatters: a. Without that help: markov."
+    assert lines[1].startswith("markov is worse than a: ")
+    honest = arm("b", 0.5, rng=rng)
+    for arms in ([markov, peeked, honest], [peeked, honest, markov]):
+        with pytest.raises(ProtocolError, match=r"not measured alike \(selected_on: "):
+            build_report(arms, USERS, SETTINGS)
+
+
 def test_nothing_that_succeeded_is_nothing_to_compare():
     failed = arm("a", 0.5, rng=np.random.default_rng(9), seeds=0, failed=((1, "broke"),))
     report = build_report([failed], USERS, SETTINGS)

@@ -60,14 +60,19 @@ def test_what_leaves_the_numbers_comparable_is_let_through(fields):
     MEASURED.require_alike(changed(**fields))
 
 
-def test_a_model_chosen_on_the_test_set_is_refused_unless_asked():
+def test_a_model_chosen_on_the_test_set_is_refused_beside_one_that_was_not():
     peeked = changed(selected_on="test")
     assert peeked.is_peeked
     with pytest.raises(ProtocolError, match="selected_on: validation, test"):
         MEASURED.require_alike(peeked)
-    MEASURED.require_alike(peeked, across_selection=True)
-    with pytest.raises(ProtocolError, match=r"not measured alike \(seen: remove, keep\)"):
-        MEASURED.require_alike(changed(selected_on="test", seen="keep"), across_selection=True)
+
+
+def test_what_nothing_chose_compares_with_both_but_not_under_other_rules():
+    baseline, peeked = changed(selected_on="nothing"), changed(selected_on="test")
+    baseline.require_alike(peeked)
+    peeked.require_alike(baseline)
+    with pytest.raises(ProtocolError, match=r"not measured alike \(seen: keep, remove\)"):
+        changed(selected_on="test", seen="keep").require_alike(baseline)
 
 
 def test_a_protocol_survives_json():
