@@ -83,9 +83,9 @@ class Consensus(nn.Module):
     def _choose(self, asked: Interests, aligned_VD: Tensor) -> Chosen:
         """The K tokens of each interest by the average filter."""
         assert self.logit_scale is not None
-        interest_MD, (M, V) = asked.interest_MD.detach(), (len(asked.interest_MD), len(aligned_VD))
+        interest_MD, V = asked.interest_MD.detach(), len(aligned_VD)
         k, is_noisy = min(self.config.k, V), self.training or self.config.eval_noise
-        noise = ShiftedGumbel(M, V, aligned_VD.device) if is_noisy else None
+        noise = ShiftedGumbel(V, aligned_VD.device) if is_noisy else None
         token_MK = choose_tokens(interest_MD, aligned_VD, k, scale=self.logit_scale, noise=noise)
         chosen = without_gradient(token_MK, self.config)
         return chosen.pooled() if self.config.pool == "batch" else chosen.at(asked.unit_U)

@@ -134,7 +134,7 @@ class TokenExpert(nn.Module):
     def _noise(self, interest_MD: Tensor) -> ShiftedGumbel | None:
         if not (self.training or self.config.eval_noise):
             return None
-        return ShiftedGumbel(len(interest_MD), len(self.table_VW), interest_MD.device)
+        return ShiftedGumbel(len(self.table_VW), interest_MD.device)
 
     def _aligned(self) -> Tensor:
         """The table in the space of item vectors, L2-normalised, [V, D]."""

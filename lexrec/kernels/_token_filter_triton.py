@@ -1,11 +1,10 @@
 """Choosing tokens on a GPU: exact top-K without a tensor of M x V scores.
 
-The K best tokens lie in the K groups with the best maxima, so a choice takes four kernels:
+The K best tokens lie in the K groups with the best maxima, so a choice takes two kernels:
 
     maxima   the best score of each group, [M, P]; the tokens of group p are p, p + P, p + 2P ...
-    select   the K groups with the best maxima
-    rescore  the scores of their tokens, [M, G * K]
-    select   the K best of those, best first
+    best     a query a program: the K groups with the best maxima, the scores of their tokens, the K best of
+             those
 
 Scores are float32 sums of products of 16-bit (or float32) numbers, made once more for the tokens of the
 chosen groups, so a choice is exact but for scores that differ by the rounding of such sums.
@@ -36,8 +35,9 @@ def choose(
     k: int,
     scale: Tensor,
     noise: "ShiftedGumbel | None",
+    in_order: bool = True,
 ) -> Tensor:
-    """Indexes of the K best tokens of each query, best first, int64 [M, K].
+    """Indexes of the K best tokens of each query, int64 [M, K].
 
     Args:
         query_MD: interests, normalised here and then rounded to the tokens' type.
@@ -45,26 +45,35 @@ def choose(
         k: tokens to choose.
         scale: one number on the device, float32.
         noise: of these queries, or none.
+        in_order: best first.
     """
-    M, V = len(query_MD), len(token_VD)
+    (M, D), V = query_MD.shape, len(token_VD)
     G = group_size(V, k)
     P = n_groups(V, G)
     chosen_MK = torch.empty(M, k, dtype=torch.int64, device=query_MD.device)
+    # Where there is no noise, what is given for it is not read.
+    log_3V, n_places, step = (scale, 1, 0) if noise is None else (noise.log_3V, noise.n_places, noise.step)
+    fixed = {"D": D, "BD": max(16, triton.next_power_of_2(D)), "STEP": step}
     rows = max(1, _CELLS // max(P, G * k))
     for first in range(0, M, rows):
-        part = slice(first, first + rows)
-        _choose_rows(query_MD[part], token_VD, scale, noise, part, chosen_MK[part])
+        n, part_MK = min(rows, M - first), chosen_MK[first : first + rows]
+        given = (query_MD[first:], token_VD, log_3V, scale)
+        sizes = (first, V, P, n_places, query_MD.stride(0), token_VD.stride(0))
+        best_MP, score_MX = (scale.new_empty(n, X) for X in (P, G * k))
+        BM = 64 if n >= 512 else 16
+        grid = (triton.cdiv(P, 64), triton.cdiv(n, BM))
+        _maxima[grid](*given, best_MP, n, *sizes, G, **fixed, BM=BM, BP=64, num_warps=4)
+        blocks = _best_blocks(P, G, k)
+        _best[(n,)](*given, best_MP, score_MX, part_MK, *sizes, k, **fixed, **blocks, SORTS=in_order)
     return chosen_MK
 
 
-def drawn_noise(n_rows: int, n_tokens: int, step: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """`log_3V` and `place_M` of a `ShiftedGumbel`, from one draw of torch's generator."""
+def drawn_noise(n_tokens: int, device: torch.device) -> Tensor:
+    """`log_3V` of a `ShiftedGumbel`, from one draw of torch's generator."""
     seed = torch.empty(1, dtype=torch.int64, device=device).random_(2**31 - 1)
     log_3V = torch.empty(3 * n_tokens, device=device)
-    place_M = torch.empty(n_rows, dtype=torch.int64, device=device)
-    grid = (triton.cdiv(max(3 * n_tokens, n_rows), 512),)
-    _draw[grid](seed, log_3V, place_M, n_rows, n_tokens, n_tokens // step, B=512)
-    return log_3V, place_M
+    _draw[(triton.cdiv(n_tokens, 256),)](seed, log_3V, n_tokens, B=256)
+    return log_3V
 
 
 def unit_rows(x_RD: Tensor, dtype: torch.dtype) -> Tensor:
@@ -89,47 +98,18 @@ def n_groups(n_tokens: int, size: int) -> int:
     return min(n_tokens, -(-exact // 16) * 16)
 
 
-def _choose_rows(
-    query_MD: Tensor,
-    token_VD: Tensor,
-    scale: Tensor,
-    noise: "ShiftedGumbel | None",
-    part: slice,
-    chosen_MK: Tensor,
-) -> None:
-    (M, D), V, k = query_MD.shape, len(token_VD), chosen_MK.shape[1]
-    G = group_size(V, k)
-    P = n_groups(V, G)
-    # Where there is no noise, what is given for it is not read.
-    drawn = (scale, scale) if noise is None else (noise.log_3V, noise.place_M[part])
-    step = 0 if noise is None else noise.step
-    scored = (query_MD, token_VD, *drawn, scale)
-    sizes = (V, P, k, query_MD.stride(0), token_VD.stride(0))
-    fixed = {"D": D, "BD": max(16, triton.next_power_of_2(D)), "STEP": step}
-    new = {"dtype": torch.float32, "device": query_MD.device}
-    best_MP = torch.empty(M, P, **new)  # type: ignore[call-overload]
-    BM = 64 if M >= 512 else 16
-    grid = (triton.cdiv(P, 64), triton.cdiv(M, BM))
-    _maxima[grid](*scored, best_MP, M, *sizes, **fixed, G=G, BM=BM, BP=64, num_warps=4)
-    group_MK = torch.empty(M, k, dtype=torch.int32, device=query_MD.device)
-    _select[(M,)](best_MP, group_MK, best_MP, best_MP, P, V, P, k, **_select_blocks(P, k), LAST=False)
-    score_MX = torch.empty(M, G * k, **new)  # type: ignore[call-overload]
-    BG = min(G, 4)
-    grid = (M, triton.cdiv(G, BG))
-    _rescore[grid](*scored, group_MK, score_MX, *sizes, **fixed, BG=BG, **_rescore_blocks(k))
-    value_MK = torch.empty(M, k, **new)  # type: ignore[call-overload]
-    blocks = _select_blocks(G * k, k)
-    _select[(M,)](score_MX, chosen_MK, group_MK, value_MK, G * k, V, P, k, **blocks, LAST=True)
-
-
-def _select_blocks(n: int, k: int) -> dict[str, int]:
-    BX = triton.next_power_of_2(n)
-    return {"BX": BX, "BK": triton.next_power_of_2(k), "num_warps": min(16, max(1, BX // 512))}
-
-
-def _rescore_blocks(k: int) -> dict[str, int]:
-    BK = triton.next_power_of_2(k)
-    return {"BK": BK, "num_warps": min(8, max(1, BK // 16))}
+def _best_blocks(P: int, G: int, k: int) -> dict[str, int]:
+    power = triton.next_power_of_2
+    widest = max(power(P), power(G * k))
+    num_warps = min(16, max(1, widest // 512))
+    return {
+        "G": G,
+        "BG": min(G, 4),
+        "BP": power(P),
+        "BX": power(G * k),
+        "BK": power(k),
+        "num_warps": num_warps,
+    }
 
 
 @triton.jit
@@ -137,19 +117,19 @@ def _maxima(
     query_ptr,
     token_ptr,
     noise_ptr,
-    place_ptr,
     scale_ptr,
     best_ptr,
     M,
+    first,
     V,
     P,
-    K,
+    n_places,
     query_stride,
     token_stride,
+    G,
     D: tl.constexpr,
     BD: tl.constexpr,
     STEP: tl.constexpr,
-    G: tl.constexpr,
     BM: tl.constexpr,
     BP: tl.constexpr,
 ):
@@ -157,114 +137,130 @@ def _maxima(
     m = tl.program_id(1) * BM + tl.arange(0, BM)
     p = tl.program_id(0) * BP + tl.arange(0, BP)
     query_MD = _unit_rows(query_ptr, m, m < M, query_stride, D, BD).to(token_ptr.dtype.element_ty)
-    scale = tl.load(scale_ptr)
-    d = tl.arange(0, BD)
+    scale, place_M = tl.load(scale_ptr), (first + m) % n_places * STEP
     best_MP = tl.full([BM, BP], float("-inf"), tl.float32)
-    if STEP > 0:
-        place_M = tl.load(place_ptr + m, m < M, 0).to(tl.int32) * STEP
-    for g in range(G):
+    n_full = V // P
+    for g in range(n_full):
+        score_MP = _scores(
+            query_MD, token_ptr, noise_ptr, place_M, scale, g * P + p, p < P, token_stride, D, BD, STEP
+        )
+        best_MP = tl.maximum(best_MP, score_MP)
+    for g in range(n_full, G):
         v = g * P + p
         is_token = (p < P) & (v < V)
-        token_DP = tl.load(
-            token_ptr + v[None, :].to(tl.int64) * token_stride + d[:, None],
-            is_token[None, :] & (d < D)[:, None],
-            0.0,
+        score_MP = _scores(
+            query_MD, token_ptr, noise_ptr, place_M, scale, v, is_token, token_stride, D, BD, STEP
         )
-        score_MP = tl.dot(query_MD, token_DP, input_precision="ieee") * scale
-        if STEP > 0:
-            # Aligned reads must not ask which tokens there are; beyond the last one stand more draws.
-            is_read_P = is_token if STEP == 1 else p < P
-            log_MP = tl.load(
-                noise_ptr + (place_M[:, None] + v[None, :]), is_read_P[None, :] & (m < M)[:, None], 0.0
-            )
-            score_MP -= log_MP
         best_MP = tl.maximum(best_MP, tl.where(is_token[None, :], score_MP, float("-inf")))
-    tl.store(
-        best_ptr + m[:, None].to(tl.int64) * P + p[None, :], best_MP, (m < M)[:, None] & (p < P)[None, :]
-    )
+    at_MP = best_ptr + m[:, None].to(tl.int64) * P + p[None, :]
+    tl.store(at_MP, best_MP, (m < M)[:, None] & (p < P)[None, :])
 
 
 @triton.jit
-def _rescore(
-    query_ptr,
+def _scores(
+    query_MD,
     token_ptr,
     noise_ptr,
-    place_ptr,
-    scale_ptr,
-    group_ptr,
-    score_ptr,
-    V,
-    P,
-    K,
-    query_stride,
-    token_stride,
+    place_M,
+    scale,
+    v,
+    is_token,
+    stride,
     D: tl.constexpr,
     BD: tl.constexpr,
     STEP: tl.constexpr,
-    BG: tl.constexpr,
-    BK: tl.constexpr,
 ):
-    """The scores of BG tokens of each chosen group; -inf where a group has fewer."""
-    m = tl.program_id(0).to(tl.int64)
-    k, d = tl.arange(0, BK), tl.arange(0, BD)
-    query_1D = _unit_rows(query_ptr, m + tl.arange(0, 1), tl.arange(0, 1) < 1, query_stride, D, BD)
-    query_1D = query_1D.to(token_ptr.dtype.element_ty).to(tl.float32)
-    scale = tl.load(scale_ptr)
-    group_K = tl.load(group_ptr + m * K + k, k < K, 0)
-    for i in tl.static_range(BG):
-        g = tl.program_id(1) * BG + i
-        v = group_K + g * P
-        is_token = (k < K) & (v < V)
-        token_KD = tl.load(
-            token_ptr + v[:, None].to(tl.int64) * token_stride + d[None, :],
-            is_token[:, None] & (d < D)[None, :],
-            0.0,
-        )
-        score_K = tl.sum(token_KD.to(tl.float32) * query_1D, 1) * scale
-        if STEP > 0:
-            score_K -= tl.load(noise_ptr + tl.load(place_ptr + m) * STEP + v, is_token, 0.0)
-        score_K = tl.where(is_token, score_K, float("-inf"))
-        tl.store(score_ptr + (m * tl.num_programs(1) * BG + g) * K + k, score_K, k < K)
+    """Scores of a tile of queries and tokens; what stands where there is no token is of no use."""
+    d = tl.arange(0, BD)
+    token_at_DP = token_ptr + v[None, :].to(tl.int64) * stride + d[:, None]
+    token_DP = tl.load(token_at_DP, is_token[None, :] & (d < D)[:, None], 0.0)
+    score_MP = tl.dot(query_MD, token_DP, input_precision="ieee") * scale
+    if STEP > 0:
+        noise_at_MP = noise_ptr + (place_M[:, None] + v[None, :])
+        if STEP == 1:
+            score_MP -= tl.load(noise_at_MP, is_token[None, :], 0.0)
+        else:
+            # Of long vectors more draws stand behind the last token, so an aligned read need not ask.
+            score_MP -= tl.load(noise_at_MP)
+    return score_MP
 
 
 @triton.jit
-def _select(
-    value_ptr,
+def _best(
+    query_ptr,
+    token_ptr,
+    noise_ptr,
+    scale_ptr,
+    best_ptr,
+    score_ptr,
     chosen_ptr,
-    group_ptr,
-    kept_ptr,
-    X,
+    first,
     V,
     P,
+    n_places,
+    query_stride,
+    token_stride,
     K,
+    D: tl.constexpr,
+    BD: tl.constexpr,
+    STEP: tl.constexpr,
+    G: tl.constexpr,
+    BG: tl.constexpr,
+    BP: tl.constexpr,
     BX: tl.constexpr,
     BK: tl.constexpr,
-    LAST: tl.constexpr,
+    SORTS: tl.constexpr,
 ):
-    """The K largest of X values: their places in any order, or if LAST the tokens there, largest first."""
-    m = tl.program_id(0).to(tl.int64)
+    """The K best tokens of a query, given the best scores of its groups."""
+    m, p, k = tl.program_id(0).to(tl.int64), tl.arange(0, BP), tl.arange(0, BK)
+    score_ptr += m * (G * K)
+    chosen_ptr += m * K
+    value_P = tl.load(best_ptr + m * P + p, p < P, float("-inf"))
+    is_chosen_P, place_P = _largest(value_P, p < P, K)
+    # The list of groups lies where the tokens will.
+    tl.store(chosen_ptr + place_P, p.to(tl.int64), is_chosen_P)
+    tl.debug_barrier()
+    group_K = tl.load(chosen_ptr + k, k < K, 0).to(tl.int32)
+    query_1D = _unit_rows(query_ptr, m + tl.arange(0, 1), tl.arange(0, 1) < 1, query_stride, D, BD)
+    query_1D = query_1D.to(token_ptr.dtype.element_ty).to(tl.float32)
+    noise_ptr += ((first + m) % n_places) * STEP
+    scale, d = tl.load(scale_ptr), tl.arange(0, BD)
+    for start in range(0, G, BG):
+        for i in tl.static_range(BG):
+            v = group_K + (start + i) * P
+            is_token = (k < K) & (v < V)
+            token_at_KD = token_ptr + v[:, None].to(tl.int64) * token_stride + d[None, :]
+            token_KD = tl.load(token_at_KD, is_token[:, None] & (d < D)[None, :], 0.0)
+            score_K = tl.sum(token_KD.to(tl.float32) * query_1D, 1) * scale
+            if STEP > 0:
+                score_K -= tl.load(noise_ptr + v, is_token, 0.0)
+            tl.store(score_ptr + (start + i) * K + k, score_K, k < K)
+    tl.debug_barrier()
     x = tl.arange(0, BX)
-    value_X = tl.load(value_ptr + m * X + x, x < X, float("-inf"))
-    key_X = tl.where(value_X > float("-inf"), _ordered(value_X), 1)
-    is_there_X = x < X
-    if LAST:
-        token_X = tl.load(group_ptr + m * K + x % K, x < X, 0) + (x // K) * P
-        is_there_X = is_there_X & (token_X < V)
-    # Where scores are no numbers, a place beyond the end must still not win.
-    key_X = tl.where(is_there_X, key_X, 0)
+    token_X = tl.load(chosen_ptr + x % K, x < G * K, 0) + (x // K) * P
+    is_token_X = (x < G * K) & (token_X < V)
+    value_X = tl.load(score_ptr + x, is_token_X, float("-inf"))
+    is_chosen_X, place_X = _largest(value_X, is_token_X, K)
+    # Every thread has read the groups and the scores before one writes over them.
+    tl.debug_barrier()
+    tl.store(chosen_ptr + place_X, token_X, is_chosen_X)
+    if SORTS:
+        tl.store(score_ptr + place_X, value_X, is_chosen_X)
+        _sort(chosen_ptr, score_ptr, K, BK)
+
+
+@triton.jit
+def _largest(value_X, is_there_X, K):
+    """Which are the K largest, and a place of its own for each of them."""
+    # Where scores are no numbers, what is not there must still not win.
+    key_X = tl.where(is_there_X, tl.where(value_X > float("-inf"), _ordered(value_X), 1), 0)
     least = _kth_largest(key_X, is_there_X, K)
     is_more_X, is_equal_X = key_X > least, key_X == least
     n_more = tl.sum(is_more_X.to(tl.int32), 0)
     # Both counts in one scan: how many are more in the low half, how many equal in the high one.
     count_X = tl.cumsum(is_more_X.to(tl.int32) + is_equal_X.to(tl.int32) * 65536, 0)
     place_X = tl.where(is_more_X, count_X % 65536, n_more + count_X // 65536) - 1
-    is_chosen_X = is_more_X | (is_equal_X & (place_X < K))
-    if LAST:
-        tl.store(kept_ptr + m * K + place_X, value_X, is_chosen_X)
-        tl.store(chosen_ptr + m * K + place_X, token_X.to(tl.int64), is_chosen_X)
-        _sort(chosen_ptr + m * K, kept_ptr + m * K, K, BK)
-    else:
-        tl.store(chosen_ptr + m * K + place_X, x, is_chosen_X)
+    return is_more_X | (is_equal_X & (place_X < K)), place_X
 
 
 @triton.jit
@@ -310,13 +306,12 @@ def _ordered(value):
 
 
 @triton.jit
-def _draw(seed_ptr, log_ptr, place_ptr, M, V, n_places, B: tl.constexpr):
-    i, seed = tl.program_id(0) * B + tl.arange(0, B), tl.load(seed_ptr)
+def _draw(seed_ptr, log_ptr, V, B: tl.constexpr):
+    v = tl.program_id(0) * B + tl.arange(0, B)
     # -log of a uniform number is an exponential one.
-    tl.store(log_ptr + i, tl.log(-tl.log(tl.rand(seed, i % V))), i < 3 * V)
-    # Half of an unsigned number is a positive signed one.
-    place = (tl.randint(seed, V + i).to(tl.uint32, bitcast=True) >> 1).to(tl.int32) % n_places
-    tl.store(place_ptr + i, place.to(tl.int64), i < M)
+    log_V = tl.log(-tl.log(tl.rand(tl.load(seed_ptr), v)))
+    for i in tl.static_range(3):
+        tl.store(log_ptr + i * V + v, log_V, v < V)
 
 
 @triton.jit

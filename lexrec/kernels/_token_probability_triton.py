@@ -71,12 +71,12 @@ def _parts(asked: Asked) -> tuple[int, int]:
 def _pointers(asked: Asked) -> tuple[Tensor, ...]:
     noise = asked.noise
     # Where there is no noise, what is given for it is not read.
-    drawn = (asked.scale, asked.scale) if noise is None else (noise.log_3V, noise.place_M)
-    return asked.unit_MD, asked.token_VD, *drawn, asked.scale
+    return asked.unit_MD, asked.token_VD, asked.scale if noise is None else noise.log_3V, asked.scale
 
 
 def _numbers(asked: Asked) -> tuple[Any, ...]:
-    return len(asked.unit_MD), len(asked.token_VD), 1 / asked.tau
+    n_places = 1 if asked.noise is None else asked.noise.n_places
+    return len(asked.unit_MD), len(asked.token_VD), 1 / asked.tau, n_places
 
 
 def _blocks(asked: Asked) -> dict[str, Any]:
@@ -93,11 +93,11 @@ def _rows(ptr, r, R, D: tl.constexpr, BD: tl.constexpr):
 
 
 @triton.jit
-def _logits(unit_MD, token_VD, log_ptr, place_ptr, scale, m, v, M, V, inverse_tau, STEP: tl.constexpr):
+def _logits(unit_MD, token_VD, log_ptr, scale, m, v, M, V, inverse_tau, n_places, STEP: tl.constexpr):
     """A tile of z; -inf beyond the last token."""
     score_MV = tl.dot(unit_MD, tl.trans(token_VD), input_precision="ieee") * scale
     if STEP > 0:
-        place_M = tl.load(place_ptr + m, m < M, 0).to(tl.int32) * STEP
+        place_M = (m % n_places) * STEP
         is_there_MV = (m < M)[:, None] & (v < V)[None, :]
         score_MV -= tl.load(log_ptr + (place_M[:, None] + v[None, :]), is_there_MV, 0.0)
     return tl.where((v < V)[None, :], score_MV * inverse_tau, float("-inf"))
@@ -108,12 +108,12 @@ def _log_sums(
     unit_ptr,
     token_ptr,
     log_ptr,
-    place_ptr,
     scale_ptr,
     log_sum_ptr,
     M,
     V,
     inverse_tau,
+    n_places,
     part,
     D: tl.constexpr,
     BD: tl.constexpr,
@@ -128,7 +128,7 @@ def _log_sums(
     for first in range(s * part, tl.minimum(s * part + part, V), BV):
         v = first + tl.arange(0, BV)
         token_VD = _rows(token_ptr, v, V, D, BD)
-        z_MV = _logits(unit_MD, token_VD, log_ptr, place_ptr, scale, m, v, M, V, inverse_tau, STEP)
+        z_MV = _logits(unit_MD, token_VD, log_ptr, scale, m, v, M, V, inverse_tau, n_places, STEP)
         more_M = tl.maximum(most_M, tl.max(z_MV, 1))
         sum_M = sum_M * tl.exp(most_M - more_M) + tl.sum(tl.exp(z_MV - more_M[:, None]), 1)
         most_M = more_M
@@ -140,7 +140,6 @@ def _of_units(
     unit_ptr,
     token_ptr,
     log_ptr,
-    place_ptr,
     scale_ptr,
     log_sum_ptr,
     pull_ptr,
@@ -148,6 +147,7 @@ def _of_units(
     M,
     V,
     inverse_tau,
+    n_places,
     part,
     D: tl.constexpr,
     BD: tl.constexpr,
@@ -163,7 +163,7 @@ def _of_units(
     for first in range(s * part, tl.minimum(s * part + part, V), BV):
         v = first + tl.arange(0, BV)
         token_VD = _rows(token_ptr, v, V, D, BD)
-        z_MV = _logits(unit_MD, token_VD, log_ptr, place_ptr, scale, m, v, M, V, inverse_tau, STEP)
+        z_MV = _logits(unit_MD, token_VD, log_ptr, scale, m, v, M, V, inverse_tau, n_places, STEP)
         p_MV = tl.exp(z_MV - log_sum_M[:, None])
         of_unit_MD += tl.dot(p_MV.to(token_VD.dtype), token_VD, input_precision="ieee")
     of_unit_MD *= (-pull_M * inverse_tau)[:, None]
@@ -177,7 +177,6 @@ def _of_tokens(
     unit_ptr,
     token_ptr,
     log_ptr,
-    place_ptr,
     scale_ptr,
     log_sum_ptr,
     pull_ptr,
@@ -185,6 +184,7 @@ def _of_tokens(
     M,
     V,
     inverse_tau,
+    n_places,
     D: tl.constexpr,
     BD: tl.constexpr,
     STEP: tl.constexpr,
@@ -199,7 +199,7 @@ def _of_tokens(
         m = first + tl.arange(0, BM)
         unit_MD = _rows(unit_ptr, m, M, D, BD)
         log_sum_M, pull_M = tl.load(log_sum_ptr + m, m < M, 0.0), tl.load(pull_ptr + m, m < M, 0.0)
-        z_MV = _logits(unit_MD, token_VD, log_ptr, place_ptr, scale, m, v, M, V, inverse_tau, STEP)
+        z_MV = _logits(unit_MD, token_VD, log_ptr, scale, m, v, M, V, inverse_tau, n_places, STEP)
         slope_MV = tl.exp(z_MV - log_sum_M[:, None]) * (-pull_M * inverse_tau)[:, None]
         of_token_VD += tl.dot(tl.trans(slope_MV.to(unit_MD.dtype)), unit_MD, input_precision="ieee")
     d = tl.arange(0, BD)

@@ -3,7 +3,7 @@
     score[m, v] = scale * cos(interest_m, token_v) + gumbel[row(m), v]
     chosen[m]   = the K best v
 
-Nothing of size [M, V] is made: off a GPU a chunk of rows is scored at a time, on a GPU four kernels
+Nothing of size [M, V] is made: off a GPU a chunk of rows is scored at a time, on a GPU two kernels
 (`_token_filter_triton.py`) keep the best score of each group of tokens. The choice has no gradient; the
 estimators that give it one work on the chosen tokens (token_attention.py, token_probability.py).
 
@@ -37,33 +37,45 @@ _GPU_CHUNK = 16
 
 
 class ShiftedGumbel:
-    """Gumbel(0, 1) noise for M rows of V tokens at the price of V draws.
+    """Gumbel(0, 1) noise for any number of rows of V tokens at the price of V draws.
 
-    Each row reads one circular vector of V independent draws from its own random place, so every row is
-    a vector of independent Gumbel draws; only different rows share values, at different tokens. A CPU
-    draws 30 million numbers a second, and M x V independent ones cost several times the scores themselves.
+    Each row reads one circular vector of V independent draws, beginning a step behind the row before it, so
+    every row is a vector of independent Gumbel draws; only different rows share values, at different tokens.
+    A CPU draws 30 million numbers a second, and M x V independent ones cost several times the scores
+    themselves. That rows begin side by side lets a GPU's tile of rows share what it has read.
     """
 
-    def __init__(self, n_rows: int, n_tokens: int, device: torch.device) -> None:
+    def __init__(self, n_tokens: int, device: torch.device) -> None:
         self.n_tokens = n_tokens
         self.step = 4 if n_tokens >= _LONG else 1
         """Rows of long vectors begin at multiples of this: a GPU then reads 16 bytes at once."""
-        self.log_3V, self.place_M = self._drawn(n_rows, device)
-        """Minus the draws, thrice, so that none who reads on has to turn back; where rows begin, in steps."""
-
-    def _drawn(self, n_rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        if has_kernels(device):
-            from lexrec.kernels import _token_filter_triton
-
-            return _token_filter_triton.drawn_noise(n_rows, self.n_tokens, self.step, device)
-        # float32 always: bf16 has too few bits for the tail that decides a maximum over V.
-        log_3V = torch.empty(self.n_tokens, device=device).exponential_().log_().repeat(3)
-        return log_3V, torch.randint(self.n_tokens // self.step, (n_rows,), device=device)
+        self.n_places = n_tokens // self.step
+        """Rows that begin at places of their own; the next ones begin where the first did."""
+        self.log_3V = _drawn(n_tokens, device)
+        """Minus the draws, thrice, so that none who reads on has to turn back."""
 
     def rows(self, first: int, last: int) -> Tensor:
         """Noise of rows first..last-1, [last - first, V]."""
-        window_VV = self.log_3V.unfold(0, self.n_tokens, self.step)
-        return window_VV[self.place_M[first:last]].neg_()
+        window_PV = self.log_3V.unfold(0, self.n_tokens, self.step)
+        if last <= self.n_places:
+            return -window_PV[first:last]
+        place_R = torch.arange(first, last, device=window_PV.device) % self.n_places
+        return window_PV[place_R].neg_()
+
+    def of(self, token_MK: Tensor) -> Tensor:
+        """Noise of some tokens of rows 0..M-1, [M, K]."""
+        place_M = torch.arange(len(token_MK), device=token_MK.device) % self.n_places * self.step
+        return -self.log_3V[place_M[:, None] + token_MK]
+
+
+def _drawn(n_tokens: int, device: torch.device) -> Tensor:
+    """Minus V draws of Gumbel noise, thrice."""
+    if has_kernels(device):
+        from lexrec.kernels import _token_filter_triton
+
+        return _token_filter_triton.drawn_noise(n_tokens, device)
+    # float32 always: bf16 has too few bits for the tail that decides a maximum over V.
+    return torch.empty(n_tokens, device=device).exponential_().log_().repeat(3)
 
 
 @torch.no_grad()
@@ -75,8 +87,9 @@ def choose_tokens(
     scale: Tensor | float = 1.0,
     noise: ShiftedGumbel | None = None,
     rough: "RoughTokens | None" = None,
+    in_order: bool = True,
 ) -> Tensor:
-    """Indexes of the K best tokens of each query, best first, int64 [M, K].
+    """Indexes of the K best tokens of each query, int64 [M, K].
 
     Args:
         query_MD: interests; normalised here.
@@ -86,6 +99,7 @@ def choose_tokens(
         noise: Gumbel noise of these queries: K tokens are then sampled without replacement from
             softmax(scale * cos).
         rough: of these tokens; without noise they spare most of the arithmetic.
+        in_order: best first; else in any order, where that is cheaper.
     """
     if fits(token_VD) and k <= _LONGEST and len(query_MD):
         from lexrec.kernels import _token_filter_triton
@@ -94,7 +108,7 @@ def choose_tokens(
             # Filled, not copied from the host, which no captured step may do.
             scale = torch.full((), scale, device=token_VD.device)
         factor = scale.to(token_VD.device, torch.float32)
-        return _token_filter_triton.choose(query_MD, token_VD, k, factor, noise)
+        return _token_filter_triton.choose(query_MD, token_VD, k, factor, noise, in_order)
     unit_MD = F.normalize(query_MD, dim=-1)
     if noise is None and rough is not None and rough.serves(k) and len(query_MD):
         return rough.choose(unit_MD * torch.as_tensor(scale).sign(), k)
@@ -197,7 +211,8 @@ class Scores:
     def chunks(self) -> list[slice]:
         n_cells = _CHUNK_CELLS * (_GPU_CHUNK if self.unit_MD.is_cuda else 1)
         step = max(1, n_cells // len(self.token_VD))
-        return [slice(first, first + step) for first in range(0, len(self.unit_MD), step)]
+        M = len(self.unit_MD)
+        return [slice(first, min(first + step, M)) for first in range(0, M, step)]
 
     def of(self, part: slice) -> Tensor:
         # Autocast would round the sums.

@@ -113,7 +113,7 @@ class _OnGpu(torch.autograd.Function):
         row_MKD = F.embedding(token_MK, ctx.asked.token_VD)
         score_MK = factor * (row_MKD.float() * rounded_MD.float()[:, None]).sum(2)
         if noise is not None:
-            score_MK -= noise.log_3V[noise.place_M[:, None] * noise.step + token_MK]
+            score_MK += noise.of(token_MK)
         log_sum_M = kernels.log_sums(ctx.asked)
         p_MK = (score_MK / tau - log_sum_M[:, None]).exp_()
         ctx.save_for_backward(token_MK, log_sum_M, p_MK)

@@ -29,7 +29,7 @@ def sized(
     m: int, v: int, d: int, noisy: bool, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, ShiftedGumbel | None]:
     torch.manual_seed(m + v)
-    noise = ShiftedGumbel(m, v, torch.device("cpu")) if noisy else None
+    noise = ShiftedGumbel(v, torch.device("cpu")) if noisy else None
     return torch.randn(m, d), F.normalize(torch.randn(v, d), dim=1).to(dtype), noise
 
 
@@ -86,7 +86,7 @@ def test_a_gpu_chooses_the_best_tokens(
     m, v, d, k = size
     query_MD, token_VD, noise = sized(m, v, d, noisy, dtype)
     if noise is not None:
-        noise.log_3V, noise.place_M = noise.log_3V.cuda(), noise.place_M.cuda()
+        noise.log_3V = noise.log_3V.cuda()
     query_MD, token_VD = query_MD.cuda(), token_VD.cuda()
     token_MK = choose_tokens(query_MD, token_VD, k, scale=torch.tensor(20.0), noise=noise)
     # An entry of an interest between two 16-bit numbers may be rounded either way.
@@ -167,7 +167,7 @@ def test_noise_samples_from_the_softmax_of_the_scores() -> None:
 
     def first() -> Tensor:
         # Rows of one call share a circular draw, so independent samples need calls of their own.
-        noise = ShiftedGumbel(1, 6, token_VD.device)
+        noise = ShiftedGumbel(6, token_VD.device)
         return choose_tokens(query_MD, token_VD, 1, scale=2.0, noise=noise)[0, 0]
 
     firsts = torch.stack([first() for _ in range(3000)])
@@ -178,7 +178,7 @@ def test_noise_samples_from_the_softmax_of_the_scores() -> None:
 
 def test_each_row_of_shifted_noise_is_a_gumbel_vector() -> None:
     torch.manual_seed(0)
-    noise_MV = ShiftedGumbel(50, 4000, torch.device("cpu")).rows(0, 50)
+    noise_MV = ShiftedGumbel(4000, torch.device("cpu")).rows(0, 50)
     assert noise_MV.shape == (50, 4000)
     assert noise_MV.mean().item() == pytest.approx(0.5772, abs=0.1)
     assert noise_MV.var().item() == pytest.approx(math.pi**2 / 6, rel=0.15)
@@ -217,15 +217,24 @@ def test_rough_tokens_leave_long_lists_and_noise_to_exact_ones(monkeypatch: pyte
 def test_kernels_draw_the_same_noise(interpreted: Interpreted) -> None:
     kernels = interpreted("_token_filter_triton")
     torch.manual_seed(0)
-    log_3V, place_M = kernels.drawn_noise(500, 2000, 4, torch.device("cpu"))
+    log_3V = kernels.drawn_noise(2000, torch.device("cpu"))
     noise_V = -log_3V[:2000]
     assert torch.equal(log_3V, log_3V[:2000].repeat(3))
     assert noise_V.mean().item() == pytest.approx(0.5772, abs=0.1)
     assert noise_V.var().item() == pytest.approx(math.pi**2 / 6, rel=0.15)
     assert len(noise_V.unique()) == 2000
-    assert ((place_M >= 0) & (place_M < 500)).all()
-    assert place_M.float().mean().item() == pytest.approx(250, abs=25)
-    assert not torch.equal(kernels.drawn_noise(500, 2000, 4, torch.device("cpu"))[0], log_3V)
+    assert not torch.equal(kernels.drawn_noise(2000, torch.device("cpu")), log_3V)
+
+
+def test_rows_beyond_the_last_place_begin_anew() -> None:
+    noise = ShiftedGumbel(1200, torch.device("cpu"))
+    assert noise.n_places == 300
+    noise_MV = noise.rows(298, 302)
+    assert torch.equal(noise_MV[2:], noise.rows(0, 2))
+    assert torch.equal(noise_MV[:2], noise.rows(298, 300))
+    assert torch.equal(noise_MV[1], noise_MV[0].roll(-4))
+    token_MK = torch.randint(1200, (302, 3))
+    assert torch.equal(noise.of(token_MK), noise.rows(0, 302).gather(1, token_MK))
 
 
 def test_the_same_seed_gives_the_same_choice() -> None:
@@ -233,6 +242,6 @@ def test_the_same_seed_gives_the_same_choice() -> None:
     chosen = []
     for _ in range(2):
         torch.manual_seed(7)
-        noise = ShiftedGumbel(5, 90, token_VD.device)
+        noise = ShiftedGumbel(90, token_VD.device)
         chosen.append(choose_tokens(query_MD, token_VD, 5, noise=noise))
     assert torch.equal(*chosen)

@@ -21,7 +21,7 @@ class Inputs:
     def __init__(self, size: tuple[int, int, int, int], noisy: bool, dtype: torch.dtype) -> None:
         m, v, d, k = size
         torch.manual_seed(m + v)
-        self.noise = ShiftedGumbel(m, v, torch.device("cpu")) if noisy else None
+        self.noise = ShiftedGumbel(v, torch.device("cpu")) if noisy else None
         self.noise_MV = torch.zeros(m, v) if self.noise is None else self.noise.rows(0, m)
         # Of length 1 and short in binary, so that nothing is rounded again.
         self.query_MD, self.token_VD = torch.randn(m, d), F.normalize(torch.randn(v, d), dim=1).to(dtype)
@@ -42,7 +42,7 @@ class Inputs:
         unit_MD, token_VD = (t.to(device).requires_grad_() for t in (unit_MD, self.token_VD))
         scale, noise = torch.tensor(4.0, device=device, requires_grad=True), self.noise
         if noise is not None:
-            noise.log_3V, noise.place_M = noise.log_3V.to(device), noise.place_M.to(device)
+            noise.log_3V = noise.log_3V.to(device)
         p_MK = way.apply(unit_MD, token_VD, scale, (self.token_MK.to(device), TAU, noise))
         p_MK.backward(self.pull_MK.to(device))
         return self.found(p_MK, unit_MD, token_VD, scale)
