@@ -1,26 +1,31 @@
 """From the folders of `lexrec compare` to docs/results: one JSON line a run, and tables in the pages.
 
-    python benchmarks/collect.py FOLDER docs/results/NAME.jsonl    # the finished runs of a comparison
-    python benchmarks/collect.py --fill docs/results.md            # renew the page's tables
+    python -m benchmarks.collect FOLDER docs/results/NAME.jsonl    # the finished runs of a comparison
+    python -m benchmarks.collect --fill docs/results.md            # renew the page's tables
 
 A table stands in a page between two marks; its figures are means over seeds, its rows the arms of the file:
 
     <!-- runs NAME hr@10 ndcg@10 -->
     <!-- end -->
+
+"chosen by" is the metric that picked an arm's epochs, which its recipe names, and its value there.
 """
 
 import argparse
 import json
 import re
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+from benchmarks import pages
+from benchmarks.results import RESULTS, Line, read
+from lexrec.compare.settings import CompareConfig
+from lexrec.run_dir import RunDir
+from lexrec.training.evaluate_run import place
 
 KEPT = ("hr@10", "ndcg@10", "hr@20", "ndcg@20")
-RESULTS = Path(__file__).parent.parent / "docs" / "results"
-_TABLE = re.compile(r"(<!-- runs (\S+) ([^>]*?) -->\n).*?(<!-- end -->)", re.DOTALL)
-
-Line = dict[str, Any]
+_SELECTED = "selected "
 
 
 def main() -> None:
@@ -31,7 +36,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.fill:
         text = args.fill.read_text(encoding="utf-8")
-        args.fill.write_text(_TABLE.sub(_filled, text), encoding="utf-8")
+        args.fill.write_text(pages.filled(text, "runs", table), encoding="utf-8")
         return
     if not args.folder or not args.out:
         parser.error("FOLDER and OUT, or --fill PAGE")
@@ -41,14 +46,15 @@ def main() -> None:
 
 
 def collected(folder: Path) -> list[Line]:
-    """The comparison's card, then a line for each run that is finished."""
+    """The comparison's card, then a line for each run that was measured by its rules."""
     card = json.loads((folder / "compare.json").read_text(encoding="utf-8"))
+    settings = CompareConfig.model_validate(card["settings"])
     lines: list[Line] = [card]
     for arm, words in card["arms"].items():
         for run in sorted((folder / "arms" / arm).glob("*/")):
-            measured = sorted(run.glob("evaluations/*/metrics.json"))
-            if measured:
-                lines.append(_run(arm, words, run, measured[0]))
+            measured = place(RunDir(run), settings.split, settings.evaluation) / "metrics.json"
+            if measured.is_file():
+                lines.append(_run(arm, words, run, measured))
     return lines
 
 
@@ -64,46 +70,33 @@ def _run(arm: str, words: list[str], run: Path, measured: Path) -> Line:
 
 
 def _without_paths(summary: Line) -> Line:
-    selected = {f"selected {key}": value for key, value in summary.items() if "@" in key}
+    selected = {f"{_SELECTED}{key}": value for key, value in summary.items() if "@" in key}
     return {key: value for key, value in summary.items() if "@" not in key} | selected
 
 
-def _filled(found: re.Match[str]) -> str:
-    name, keys = found[2], found[3].split()
-    return found[1] + table(RESULTS / f"{name}.jsonl", keys) + found[4]
-
-
-def table(path: Path, keys: list[str]) -> str:
+def table(name: str, *keys: str) -> list[str]:
     """Means over seeds, the standard deviation behind them where there are several."""
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    card, runs = lines[0], lines[1:]
-    chosen = card["settings"]["metric"]
-    rows = [
-        [
-            "arm",
-            "recipe",
-            "seeds",
-            *(key.upper() for key in keys),
-            f"chosen by {chosen}",
-            "epochs",
-            "s",
-        ]
-    ]
-    for arm in dict.fromkeys(run["arm"] for run in runs):
-        rows.append(_row([run for run in runs if run["arm"] == arm], keys, chosen))
-    rows.insert(1, ["---"] * len(rows[0]))
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    _, *runs = read(RESULTS / f"{name}.jsonl")
+    header = ["arm", "recipe", "seeds", *map(str.upper, keys), "chosen by", "epochs", "s"]
+    arms = dict.fromkeys(run["arm"] for run in runs)
+    return pages.table(header, [_row([run for run in runs if run["arm"] == arm], keys) for arm in arms])
 
 
-def _row(runs: list[Line], keys: list[str], chosen: str) -> list[str]:
+def _row(runs: list[Line], keys: Sequence[str]) -> list[str]:
     figures = [_figure([run["metrics"][key] for run in runs]) for key in keys]
     head = [runs[0]["arm"], f"`{runs[0]['recipe']}`"]
     if "seed" not in runs[0]:
         return [*head, "", *figures, "", "", ""]
-    selected = _figure([run.get(f"selected {chosen}", 0.0) for run in runs])
     epochs = f"{statistics.mean(run['best_epoch'] for run in runs):.0f}"
     seconds = f"{statistics.mean(run['seconds'] for run in runs):.0f}"
-    return [*head, str(len(runs)), *figures, selected, epochs, seconds]
+    return [*head, str(len(runs)), *figures, _chosen(runs), epochs, seconds]
+
+
+def _chosen(runs: list[Line]) -> str:
+    """What picked the epochs of an arm; nothing where there was no part to pick on."""
+    (key,) = {key for run in runs for key in run if key.startswith(_SELECTED)}
+    values = [run[key] for run in runs if run[key] is not None]
+    return f"{key.removeprefix(_SELECTED)} {_figure(values)}" if values else ""
 
 
 def _figure(values: list[float]) -> str:

@@ -7,24 +7,21 @@ A table stands in the page between two marks, the first naming what makes it, an
     <!-- figures peers peers-before train -->
     <!-- end -->
 
+Of each setting a table shows what was measured last, and where the script says so, at which commit.
 Pictures go to docs/images; they need the extra report.
 """
 
-import json
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
+from benchmarks import pages
 from benchmarks.machine import ROOT
+from benchmarks.pages import table
 from benchmarks.peers.ratios import Ratio, ratios
+from benchmarks.results import RESULTS, Line, measured
 from benchmarks.targets import TARGETS
 
 PAGE = ROOT / "docs" / "performance.md"
-RESULTS = ROOT / "docs" / "results"
-_MARKED = re.compile(r"(<!-- figures (\S+) (\S+)((?: \S+)*) -->\n).*?(<!-- end -->)", re.DOTALL)
-
-Line = dict[str, Any]
 _MOST = 6
 """Operations of a profile that are shown."""
 
@@ -46,22 +43,15 @@ PEERS = {"recbole": "RecBole", "rectools": "RecTools", "replay": "RePlay"}
 def filled(page: str, results: Path) -> str:
     """The page with every marked table made anew; where a file is missing, the table says so."""
 
-    def table(found: re.Match[str]) -> str:
-        kind, name, words = found[2], found[3], found[4].split()
-        path = results / f"performance-{name}.jsonl"
-        lines = [f"*Not measured yet: there is no {path.name}.*"]
+    def made(kind: str, name: str, *words: str) -> list[str]:
         if kind == "targets":
-            lines = targets(results)
-        elif path.is_file():
-            lines = KINDS[kind](read(path), *words)
-        return "\n".join([found[1].rstrip(), *lines, found[5]])
+            return targets(results)
+        path = results / f"performance-{name}.jsonl"
+        if not path.is_file():
+            return [f"*Not measured yet: there is no {path.name}.*"]
+        return KINDS[kind](measured(path, "peers" if kind == "on" else kind), *words)
 
-    return _MARKED.sub(table, page)
-
-
-def read(path: Path) -> list[Line]:
-    """The lines of a file of results."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return pages.filled(page, "figures", made)
 
 
 def targets(results: Path) -> list[str]:
@@ -75,14 +65,14 @@ def targets(results: Path) -> list[str]:
             continue
         is_met = best >= one.wanted if one.is_least else best <= one.wanted
         rows.append([one.what, wanted, f"**{number(best)}**", "met" if is_met else "missed"])
-    return _table(["", "wanted", "measured", ""], rows)
+    return table(["", "wanted", "measured", ""], rows)
 
 
 def peers(lines: list[Line], question: str) -> list[str]:
     """Each figure of a question beside each library."""
     rows = [_peer_row(r) for r in ratios(lines) if r.question == question]
     header = ["", "beside", "theirs", "lexrec", "times better, median of pairs (lowest to highest)"]
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def _peer_row(r: Ratio) -> list[str]:
@@ -95,10 +85,12 @@ def on(lines: list[Line]) -> list[str]:
     """One sentence: machine, versions, commit, load."""
     at, versions = lines[0]["machine"], {PEERS.get(one["peer"]): one["version"] for one in lines}
     names = ", ".join(f"{name} {version}" for name, version in versions.items() if name)
+    commits = {one["machine"]["commit"]: one["at"][:16] for one in reversed(lines)}
+    ours = " and ".join(f"{commit}, {began}" for commit, began in commits.items())
     loads = [one["load"] for one in lines]
     return [
         f"{at['processor']}, {at['cores']} cores, {at['memory_gib']} GiB; Python {at['python']}; "
-        f"{lines[0]['threads']} threads a process; {names}; lexrec at {at['commit']}, {at['at'][:16]}; "
+        f"{lines[0]['threads']} threads a process; {names}; lexrec at {ours}; "
         f"{len(lines)} runs; load average of the machine when they began {min(loads)} to {max(loads)}."
     ]
 
@@ -106,44 +98,34 @@ def on(lines: list[Line]) -> list[str]:
 def steps(lines: list[Line]) -> list[str]:
     """Training steps of train_step.py: each mode, loss and batch size."""
     rows = []
-    for line in lines:
-        for one in line["results"]:
-            low, high = one["ms_spread"]
-            rate = f"{one['positions_per_s'] / 1e6:.2f}"
-            peak = "" if one["peak_MiB"] is None else f"{one['peak_MiB']:,}"
-            ms = f"**{one['ms']:.3f}** ({low:.3f} to {high:.3f})"
-            rows.append([one["loss"], str(one["batch"]), one["mode"], ms, rate, peak])
+    for one in lines:
+        rate, peak = f"{one['positions_per_s'] / 1e6:.2f}", _whole(one["peak_MiB"])
+        rows.append([one["loss"], str(one["batch"]), one["mode"], _ms(one), rate, peak, _commit(one)])
     header = ["loss", "batch", "mode", "ms a step (quickest to slowest round)", "M positions/s", "peak MiB"]
-    return [*_table(header, rows), "", _device(lines[0])]
+    return [*table([*header, "lexrec at"], rows), "", *_devices(lines)]
 
 
 def mltfr(lines: list[Line]) -> list[str]:
     """Training steps of token_filter.py: each arm over its backbone."""
     rows = []
-    for line in lines:
-        data = Path(line["data"]).name if line["data"] else "full rows"
-        for one in line["results"]:
-            low, high = one["ms_spread"]
-            ratio = "" if one["ratio"] is None else f"{one['ratio']:.2f}"
-            peak = "" if one["step_peak_MiB"] is None else f"{one['step_peak_MiB']:,}"
-            ms = f"**{one['ms']:.3f}** ({low:.3f} to {high:.3f})"
-            rows.append([data, str(line["batch"]), one["arm"], one["mode"], ms, ratio, peak])
+    for one in lines:
+        ratio = "" if one["ratio"] is None else f"{one['ratio']:.2f}"
+        named = [one["data"] or "full rows", str(one["batch"]), one["arm"], one["mode"]]
+        rows.append([*named, _ms(one), ratio, _whole(one["step_peak_MiB"]), _commit(one)])
     header = ["rows", "batch", "arm", "mode", "ms a step (range)", "times the backbone", "step peak MiB"]
-    return [*_table(header, rows), "", _device(lines[0])]
+    return [*table([*header, "lexrec at"], rows), "", *_devices(lines)]
 
 
 def ranking(lines: list[Line]) -> list[str]:
     """Seconds of ranking.py."""
     rows = []
-    for line in lines:
-        size = f"{line['users']:,} x {line['items']:,}, top {line['k']}, {line['seen']} seen"
-        for kind in ("lists", "ranks", "both", "scores"):
-            if kind in line:
-                low, high = line[kind]["spread"]
-                peak = "" if line[kind]["peak_GiB"] is None else f"{line[kind]['peak_GiB']:.2f}"
-                rows.append([size, kind, f"**{line[kind]['s']:.3f}** ({low:.3f} to {high:.3f})", peak])
-    header = ["users x items", "kind", "s (range)", "peak GiB"]
-    return [*_table(header, rows), "", _device(lines[0])]
+    for one in lines:
+        size = f"{one['users']:,} x {one['items']:,}, top {one['k']}, {one['seen']} seen"
+        low, high = one["spread"]
+        peak = "" if one["peak_GiB"] is None else f"{one['peak_GiB']:.2f}"
+        rows.append([size, one["kind"], f"**{one['s']:.3f}** ({low:.3f} to {high:.3f})", peak, _commit(one)])
+    header = ["users x items", "kind", "s (range)", "peak GiB", "lexrec at"]
+    return [*table(header, rows), "", *_devices(lines)]
 
 
 def preparation(lines: list[Line]) -> list[str]:
@@ -153,7 +135,7 @@ def preparation(lines: list[Line]) -> list[str]:
     rows = [[f"{one['rows']:,}", one["memory"] or "", *(f"{one[key]:,}" for key in keys)] for one in lines]
     at, versions = lines[0]["machine"], lines[0]["versions"]
     named = ", ".join(f"{name} {version}" for name, version in versions.items())
-    return [*_table(header, rows), "", f"{at['cpu']}, {at['cpus']} cores; {named}."]
+    return [*table(header, rows), "", f"{at['cpu']}, {at['cpus']} cores; {named}."]
 
 
 def bench(lines: list[Line]) -> list[str]:
@@ -177,40 +159,38 @@ def bench(lines: list[Line]) -> list[str]:
     where = (
         f"{at.get('gpu', at['processor'])}, {at['cores']} cores; Python {at['python']}, torch {at['torch']}."
     )
-    return [*_table([*header, "256 together, histories/s", "command to answer, s"], rows), "", where]
+    return [*table([*header, "256 together, histories/s", "command to answer, s"], rows), "", where]
 
 
 def operations(lines: list[Line]) -> list[str]:
     """Where the time of a step on a CPU goes, from train_cpu.py --profile."""
     rows = []
-    for line in lines:
-        for loss, found in line["results"].items():
-            spread = f"{found['step_ms']:.1f} ({found['step_ms_p10']:.1f} to {found['step_ms_p90']:.1f})"
-            most = [f"{name} {ms:.1f}" for name, ms in list(found.get("profile", {}).items())[:_MOST]]
-            rate, peak = number(found["targets_per_s"]), number(found["peak_mib"])
-            rows.append([loss.upper(), str(line["threads"]), spread, rate, peak, ", ".join(most)])
+    for one in lines:
+        spread = f"{one['step_ms']:.1f} ({one['step_ms_p10']:.1f} to {one['step_ms_p90']:.1f})"
+        most = ", ".join(f"{name} {ms:.1f}" for name, ms in list(one.get("profile", {}).items())[:_MOST])
+        figures = [number(one["targets_per_s"]), number(one["peak_mib"])]
+        rows.append([one["loss"].upper(), str(one["threads"]), spread, *figures, most, _commit(one)])
     header = ["loss", "threads", "ms a step (p10 to p90)", "targets/s", "peak MiB", "operations, ms a step"]
-    at = lines[0]
-    where = f"{at['processor']}, {at['cores']} cores; torch {at['torch']}; lexrec at {at['commit']}."
-    return [*_table(header, rows), "", where]
+    where = _distinct(f"{one['processor']}, {one['cores']} cores; torch {one['torch']}." for one in lines)
+    return [*table([*header, "lexrec at"], rows), "", *where]
 
 
 def stages(lines: list[Line]) -> list[str]:
     """Where the time of a request goes, from serving.py."""
     names = ("whole", "whole_p99", "indexes", "batch", "encode", "lists", "ids")
-    rows = [
-        [Path(line["run"]).name, n, *(f"{of[name]:.2f}" for name in names), number(of["histories_per_s"])]
-        for line in lines
-        for n, of in line["ms"].items()
-    ]
+    rows = []
+    for one in lines:
+        of = one["ms"]
+        rate = number(of["histories_per_s"])
+        rows.append([one["run"], one["together"], *(f"{of[name]:.2f}" for name in names), rate])
     header = ["run", "together", "ms", "p99", "indexes", "batch", "encode", "lists", "ids", "histories/s"]
-    starts = [
-        f"Start of {Path(line['run']).name}, s: "
-        + ", ".join(f"{name.replace('_', ' ')} {s:.2f}" for name, s in line["start"].items())
+    starts = _distinct(
+        f"Start of {one['run']}, s: "
+        + ", ".join(f"{name.replace('_', ' ')} {s:.2f}" for name, s in one["start"].items())
         + "."
-        for line in lines
-    ]
-    return [*_table(header, rows), "", *starts]
+        for one in lines
+    )
+    return [*table(header, rows), "", *starts]
 
 
 KINDS: dict[str, Callable[..., list[str]]] = {
@@ -231,13 +211,30 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _device(line: Line) -> str:
-    return f"{line['device']}, {line['threads']} threads, Python {line['python']}, torch {line['torch']}."
+def _ms(one: Line) -> str:
+    low, high = one["ms_spread"]
+    return f"**{one['ms']:.3f}** ({low:.3f} to {high:.3f})"
 
 
-def _table(header: list[str], rows: list[list[str]]) -> list[str]:
-    lines = [header, ["---"] * len(header), *rows]
-    return ["| " + " | ".join(cells) + " |" for cells in lines]
+def _whole(value: float | None) -> str:
+    return "" if value is None else f"{value:,}"
+
+
+def _commit(one: Line) -> str:
+    return str(one.get("commit", ""))
+
+
+def _devices(lines: list[Line]) -> list[str]:
+    """A sentence on each machine that lines were made on."""
+    return _distinct(
+        f"{one.get('gpu') or one.get('device') or one['processor']}, {one['threads']} threads, "
+        f"Python {one['python']}, torch {one['torch']}."
+        for one in lines
+    )
+
+
+def _distinct(sentences: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(sentences))
 
 
 def main() -> None:

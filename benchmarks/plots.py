@@ -5,8 +5,9 @@ from pathlib import Path
 
 import matplotlib
 
-from benchmarks.figures import PEERS, read
+from benchmarks.figures import PEERS
 from benchmarks.peers.ratios import Ratio, ratios
+from benchmarks.results import measured
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
@@ -34,7 +35,7 @@ def draw(results: Path, out: Path) -> list[Path]:
         if path.is_file():
             out.mkdir(parents=True, exist_ok=True)
             drawn.append(out / f"performance-{name}.svg")
-            _peers(ratios(read(path)), drawn[-1])
+            _peers(ratios(measured(path, "peers")), drawn[-1])
     return drawn
 
 

@@ -18,7 +18,6 @@ than rounding.
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -27,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import lexrec
+from benchmarks.machine import here_and_now
 from lexrec.config import RunConfig, load_recipe
 from lexrec.evaluation.events import Pairs
 from lexrec.evaluation.ranks import Aside, TopK, ranks_and_lists, target_ranks, top_k
@@ -53,7 +52,8 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     device = torch.device("cuda" if on_gpu else "cpu")
     with torch.inference_mode():
-        print(json.dumps({**vars(args), **machine(device), **measure(args, device)}))
+        here = {**here_and_now(), "threads": torch.get_num_threads()}
+        print(json.dumps({**vars(args), **here, **measure(args, device)}))
 
 
 def measure(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
@@ -141,20 +141,6 @@ def scorer_of(n_items: int, dim: int, device: torch.device) -> ModelScorer:
     config = load_recipe("sasrec", [f"model.dim={dim}"])
     assert isinstance(config, RunConfig)
     return ModelScorer(build_model(config, Catalogue(n_items, dim)).to(device))
-
-
-def machine(device: torch.device) -> dict[str, Any]:
-    """Where and with what this was measured."""
-    named = (
-        torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
-    )
-    return {
-        "device": named,
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "lexrec": lexrec.__version__,
-    }
 
 
 if __name__ == "__main__":

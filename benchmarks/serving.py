@@ -3,7 +3,8 @@
     python benchmarks/serving.py RUN --together 1,16,256 --length 50 --k 20
 
 Histories are drawn from the run's items, every one of `--length` events (0: the users of its data set as they
-are). A request goes through `Recommender.recommend`; the stages are its parts, called one after another:
+are). A request goes through `Recommender.recommend`; the stages are its parts, called one after another (the
+request itself lets cores share the histories, the stages let them share each operation):
 
     whole    ids in, ids and scores out
     indexes  ids to item indexes
@@ -18,21 +19,22 @@ to its first list, by what it does, in seconds, the median of three.
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 
-import lexrec
+from benchmarks.machine import here_and_now
+from lexrec.evaluation.cores import one_thread
 from lexrec.evaluation.ranks import Aside, top_k
 from lexrec.serving.recommender import Recommender
-from lexrec.serving.scorer_ranker import ScorerRanker, _pairs, few_threads
+from lexrec.serving.scorer_ranker import _ALONE, ScorerRanker, _pairs
 
 START = """
 import time; before = time.perf_counter()
@@ -62,7 +64,8 @@ def main() -> None:
     recommender = Recommender.load(args.run)
     requests = {int(n): histories(recommender, int(n), args.length) for n in args.together.split(",")}
     found = {n: stages(recommender, ids, args.k, args.rounds) for n, ids in requests.items()}
-    print(json.dumps({**vars(args), **machine(), "ms": found, "start": start(args.run, args.k)}))
+    here = {**here_and_now(), "threads": torch.get_num_threads()}
+    print(json.dumps({**vars(args), **here, "ms": found, "start": start(args.run, args.k)}))
 
 
 def histories(recommender: Recommender, n: int, length: int) -> list[list[Any]]:
@@ -91,10 +94,11 @@ def stages(recommender: Recommender, ids: list[list[Any]], k: int, rounds: int) 
         "ids": lambda: recommender._with_ids(ranked, [[]] * len(ids), [False] * len(ids)),
     }
     seconds: dict[str, list[float]] = {name: [] for name in kinds}
+    is_alone = len(ids) * ranker.n_items <= _ALONE
     for _ in range(max(5, rounds // len(ids))):
         for name, run in kinds.items():
             began = time.perf_counter()
-            with torch.inference_mode(), few_threads(len(ids) * ranker.n_items):
+            with torch.inference_mode(), one_thread() if is_alone else nullcontext():
                 run()
             seconds[name].append(time.perf_counter() - began)
     ms = {name: round(statistics.median(s) * 1000, 4) for name, s in seconds.items()}
@@ -115,17 +119,6 @@ def start(run: str, k: int) -> dict[str, float]:
     return {
         name: round(statistics.median(lap), 3)
         for name, lap in zip(names, zip(*laps, strict=True), strict=True)
-    }
-
-
-def machine() -> dict[str, Any]:
-    """Where and with what this was measured."""
-    return {
-        "processor": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "lexrec": lexrec.__version__,
     }
 
 

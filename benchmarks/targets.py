@@ -4,13 +4,13 @@ Of several measurements of one thing, as by mode of running a step, the best cou
 the ratio to the one that does best.
 """
 
+import statistics
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from benchmarks.peers.ratios import ratios, value
-
-Line = dict[str, Any]
+from benchmarks.results import Line, measured
 
 
 class Target(NamedTuple):
@@ -20,61 +20,54 @@ class Target(NamedTuple):
     wanted: float
     is_least: bool
     """True: at least `wanted`; False: at most."""
-    file: str
-    measured: Callable[[list[Line]], Iterable[float]]
+    kind: str
+    """Of benchmark, and of the file of its lines."""
+    found: Callable[[list[Line]], Iterable[float]]
 
     def best(self, results: Path) -> float | None:
         """The best measurement; None where there is none."""
-        from benchmarks.figures import read
-
-        path = results / f"performance-{self.file}.jsonl"
-        found = list(self.measured(read(path))) if path.is_file() else []
+        path = results / f"performance-{self.kind}.jsonl"
+        found = list(self.found(measured(path, self.kind))) if path.is_file() else []
         return (max(found) if self.is_least else min(found)) if found else None
 
 
 def _step(loss: str, batch: int, figure: str) -> Callable[[list[Line]], Iterable[float]]:
-    return lambda lines: [
-        one[figure]
-        for line in lines
-        for one in line["results"]
-        if (one["loss"], one["batch"]) == (loss, batch)
-    ]
+    return lambda lines: [line[figure] for line in lines if (line["loss"], line["batch"]) == (loss, batch)]
 
 
 def _arm(arm: str, on_real_rows: bool) -> Callable[[list[Line]], Iterable[float]]:
     return lambda lines: [
-        one["ratio"]
+        line["ratio"]
         for line in lines
-        if bool(line["data"]) == on_real_rows
-        for one in line["results"]
-        if one["arm"] == arm and one["mode"] != "eager" and one["ratio"] is not None
+        if bool(line["data"]) == on_real_rows and line["arm"] == arm
+        if line["mode"] != "eager" and line["ratio"] is not None
     ]
 
 
 def _beside_best(question: str, loss: str, figure: str) -> Callable[[list[Line]], Iterable[float]]:
     """The least of the ratios: the library that does best."""
 
-    def measured(lines: list[Line]) -> Iterable[float]:
-        found = [
+    def found(lines: list[Line]) -> Iterable[float]:
+        medians = [
             r.median for r in ratios(lines) if (r.question, r.loss, r.figure) == (question, loss, figure)
         ]
-        return [min(found)] if found else []
+        return [min(medians)] if medians else []
 
-    return measured
+    return found
 
 
 def _own(question: str, loss: str, figure: str) -> Callable[[list[Line]], Iterable[float]]:
     """lexrec's own figure: the median over all its runs."""
 
-    def measured(lines: list[Line]) -> Iterable[float]:
+    def found(lines: list[Line]) -> Iterable[float]:
         runs = [
             value(line, figure)
             for line in lines
             if (line["question"], line["loss"], line["peer"]) == (question, loss, "lexrec")
         ]
-        return [sorted(runs)[len(runs) // 2]] if runs else []
+        return [statistics.median(runs)] if runs else []
 
-    return measured
+    return found
 
 
 def _mltfr_latency(lines: list[Line]) -> Iterable[float]:
@@ -101,7 +94,7 @@ TARGETS = (
         3,
         False,
         "ranking",
-        lambda lines: [line["lists"]["s"] for line in lines if line["users"] >= 1e6 and "lists" in line],
+        lambda lines: [line["s"] for line in lines if line["users"] >= 1e6 and line["kind"] == "lists"],
     ),
     Target(CPU + "CE, times the fastest", 6, True, "peers", _beside_best("train", "ce", "targets_per_s")),
     Target(

@@ -19,8 +19,9 @@ import time
 from typing import Any
 
 import torch
-from train_step import full_rows, machine
 
+from benchmarks.machine import here_and_now
+from benchmarks.train_step import full_rows
 from lexrec.config import RunConfig, load_recipe
 from lexrec.data.dataset import Dataset
 from lexrec.data.windows import Epoch, Samples, Windows
@@ -63,7 +64,8 @@ def main() -> None:
         for arm in arms:
             arm.measure()
     results = [arm.result(arms) for arm in arms]
-    print(json.dumps({**vars(args), **machine(device), "results": results}), flush=True)
+    here = {**here_and_now(), "threads": torch.get_num_threads()}
+    print(json.dumps({**vars(args), **here, "results": results}), flush=True)
     if args.profile:
         for arm in arms:
             arm.profile()

@@ -18,7 +18,7 @@ import sys
 import time
 from typing import Any
 
-from machine import here_and_now
+from benchmarks.machine import here_and_now
 
 PEERS = ("train.batch_size=128", "model.ffn_factor=1", "model.activation=relu")
 _WARM = 10

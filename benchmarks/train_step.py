@@ -12,7 +12,6 @@ compiled forward and backward pass (LEXREC_COMPILE=1). Without a GPU there is ea
 import argparse
 import json
 import os
-import platform
 import statistics
 import time
 from typing import Any
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-import lexrec
+from benchmarks.machine import here_and_now
 from lexrec.config import RunConfig, load_recipe
 from lexrec.data.dataset import Dataset
 from lexrec.data.windows import Epoch, Samples, Windows
@@ -58,7 +57,8 @@ def main() -> None:
     for _ in range(args.rounds):
         for setting in settings:
             setting.measure()
-    print(json.dumps({**vars(args), **machine(device), "results": [one.result() for one in settings]}))
+    here = {**here_and_now(), "threads": torch.get_num_threads()}
+    print(json.dumps({**vars(args), **here, "results": [one.result() for one in settings]}))
 
 
 class Setting:
@@ -130,20 +130,6 @@ def runner_of(config: RunConfig, dataset: Dataset, device: torch.device) -> Runn
     samples.fill(epoch, seed=0, number=0)
     generator = torch.Generator(device).manual_seed(0)
     return build_runner(Update(step, build_optimizer(step, config.train), generator, config.train), epoch)
-
-
-def machine(device: torch.device) -> dict[str, Any]:
-    """Where and with what this was measured."""
-    named = (
-        torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
-    )
-    return {
-        "device": named,
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "lexrec": lexrec.__version__,
-    }
 
 
 if __name__ == "__main__":

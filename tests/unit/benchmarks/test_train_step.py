@@ -17,7 +17,7 @@ def test_it_prints_one_line_of_json(
     train_step.main()
     (line,) = capsys.readouterr().out.splitlines()
     found = json.loads(line)
-    assert {"device", "python", "torch", "lexrec", "threads"} <= set(found)
+    assert {"processor", "python", "torch", "lexrec", "threads", "commit", "at"} <= set(found)
     assert [(r["loss"], r["batch"]) for r in found["results"]] == [
         ("ce", 4), ("bce", 4), ("ce", 8), ("bce", 8),
     ]  # fmt: skip
