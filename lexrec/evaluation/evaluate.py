@@ -20,6 +20,7 @@ from lexrec.config import Config
 from lexrec.data.dataset import Dataset
 from lexrec.errors import ConfigError, RunError
 from lexrec.evaluation import metrics
+from lexrec.evaluation.cores import side_by_side
 from lexrec.evaluation.events import Asked, Events, Pairs, Split, batches, evaluation_events
 from lexrec.evaluation.pool import draw_pools, pool_ranks, sampled
 from lexrec.evaluation.protocol import Candidates, Protocol, Seen, SelectedOn
@@ -32,7 +33,7 @@ from lexrec.evaluation.ranks import (
     ranks_and_lists,
     target_ranks,
 )
-from lexrec.evaluation.scorer import ModelScorer, Scorer
+from lexrec.evaluation.scorer import ModelScorer, Scorer, may_share
 
 HISTORY_EDGES = (0, 1, 5, 10, 20, 50)
 """Groups by events in the history: from each edge to below the next."""
@@ -252,13 +253,16 @@ def _rank_all(
     """Ranks in the order of the events, and what the lists showed."""
     ranks: list[tuple[NDArray[np.int64], NDArray[np.float64]]] = []
     shown = {k: np.zeros(dataset.n_items + 2, dtype=np.int64) for k in settings.k if with_lists}
-    for asked in all_asked:
+
+    def rank(asked: Asked) -> tuple[NDArray[np.int64], torch.Tensor, TopK | None]:
         query = scorer.encode(asked.batch)
         try:
-            rank_R, top = _ranks(scorer, query, asked, asks, settings, with_lists=with_lists)
+            return asked.pick_R, *_ranks(scorer, query, asked, asks, settings, with_lists=with_lists)
         except NanScoreError as error:
             raise _nan_error(scorer, dataset, int(asked.batch.user_B[error.row])) from error
-        ranks.append((asked.pick_R, rank_R.numpy()))
+
+    for pick_R, rank_R, top in side_by_side(rank, all_asked) if may_share(scorer) else map(rank, all_asked):
+        ranks.append((pick_R, rank_R.numpy()))
         if top is not None:
             item_RK = top.item_BK.cpu().numpy()
             for k, shown_I in shown.items():

@@ -11,9 +11,12 @@ import torch
 from torch import Tensor
 
 from lexrec.data.batch import Batch, with_slots
+from lexrec.kernels.products import product
 from lexrec.models.base import SequenceModel
 
 _FEWEST_ROWS = 4
+_NARROW = 256
+"""Width up to which operations are too small to be parted among threads with gain."""
 
 
 class Scorer(Protocol):
@@ -50,7 +53,7 @@ class ModelScorer:
         with torch.no_grad():
             # No copy where the table is plain, and a frozen one is whole in any case.
             self._row_ID = self.table.block(1, self.n_items + 1).float()
-        self.max_len = model.max_len
+        self.max_len, self.width = model.max_len, self._row_ID.shape[1]
         self.trims = model.layout == "packed"
         self.device = next(model.parameters()).device
 
@@ -77,7 +80,18 @@ class ModelScorer:
         # stand; beside copies of themselves they are scored as any batch is.
         n_rows = len(query)
         rows = query if n_rows >= _FEWEST_ROWS else query.repeat(_FEWEST_ROWS, 1)
-        logit_BJ = rows @ self._row_ID[first - 1 : last - 1].T
+        logit_BJ = product(rows, self._row_ID[first - 1 : last - 1])
         if self.table.bias_I is not None:
             logit_BJ += self.table.bias_I[first - 1 : last - 1]
         return logit_BJ[:n_rows]
+
+
+def may_share(scorer: Scorer) -> bool:
+    """True if batches are better encoded side by side, on a core each, than one after another on all."""
+    if not isinstance(scorer, ModelScorer) or scorer.device.type != "cpu":
+        return False
+    model = scorer.model
+    configs = (getattr(module, "config", None) for module in model.modules())
+    # Which batch gets which draw must not depend on who comes first.
+    draws = any(getattr(config, "eval_noise", False) for config in configs)
+    return not draws and scorer.width <= _NARROW

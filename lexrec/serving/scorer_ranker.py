@@ -3,9 +3,9 @@
 Dimension key: B histories, R histories of one batch, K list length, S pairs set aside, I item indexes.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,18 +13,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lexrec.data.batch import Batch, collate
+from lexrec.evaluation.cores import one_thread, side_by_side
 from lexrec.evaluation.events import Pairs
-from lexrec.evaluation.ranks import Aside, top_k
-from lexrec.evaluation.scorer import ModelScorer, Scorer
+from lexrec.evaluation.ranks import Aside, TopK, top_k
+from lexrec.evaluation.scorer import ModelScorer, Scorer, may_share
 from lexrec.item_encoders.base import ExpertView
 from lexrec.serving.ranker import Items, Ranked
 
 _BATCH = 256
 """Histories ranked at once."""
+_PIECES, _FEWEST = 4, 32
+"""Where cores share the work: batches of one request, and histories of a batch that is worth one."""
 _KEPT_MASKS = 8
 _ALONE = 2**18
 """Scores up to which one thread does the work: handing it to others costs more than they save, and where
 they are busy with something else, as in a server, waiting for them costs a hundred times more."""
+
+T = TypeVar("T")
 
 
 class ScorerRanker:
@@ -48,12 +53,14 @@ class ScorerRanker:
         item_BK = np.empty((len(histories), k), dtype=np.int64)
         score_BK = np.empty((len(histories), k), dtype=np.float32)
         is_allowed_I = None if allow is None else self._mask(allow.tobytes())
-        with few_threads(len(histories) * self.n_items):
-            for pick_R in self._batches(histories):
-                query = self.scorer.encode(self._batch([histories[i] for i in pick_R]))
-                hidden = None if exclude is None else _pairs([exclude[i] for i in pick_R])
-                best = top_k(self.scorer, query, k, Aside.of(hidden, is_allowed_I))
-                item_BK[pick_R], score_BK[pick_R] = best.item_BK.cpu().numpy(), best.score_BK.cpu().numpy()
+
+        def best_of(pick_R: NDArray[np.int64]) -> tuple[NDArray[np.int64], TopK]:
+            query = self.scorer.encode(self._batch([histories[i] for i in pick_R]))
+            hidden = None if exclude is None else _pairs([exclude[i] for i in pick_R])
+            return pick_R, top_k(self.scorer, query, k, Aside.of(hidden, is_allowed_I))
+
+        for pick_R, best in self._each(best_of, histories):
+            item_BK[pick_R], score_BK[pick_R] = best.item_BK.cpu().numpy(), best.score_BK.cpu().numpy()
         return Ranked(item_BK, score_BK)
 
     def inspect(self, history: Items) -> list[ExpertView]:
@@ -62,12 +69,23 @@ class ScorerRanker:
             return []
         return self.scorer.model.items.inspect(self._batch([history]).to(self.scorer.device))
 
-    def _batches(self, histories: Sequence[Items]) -> Iterator[NDArray[np.int64]]:
-        """Places of the histories of each batch; short ones go together, in short rows."""
+    def _each(self, work: Callable[[NDArray[np.int64]], T], histories: Sequence[Items]) -> Iterator[T]:
+        """`work` of the places of the histories of each batch; short ones go together, in short rows."""
+        n, most = len(histories), _BATCH
         length_B = np.array([len(history) for history in histories], dtype=np.int64)
-        order_B = np.argsort(length_B, kind="stable") if self.scorer.trims else np.arange(len(histories))
-        for first in range(0, len(histories), _BATCH):
-            yield order_B[first : first + _BATCH]
+        order_B = np.argsort(length_B, kind="stable") if self.scorer.trims else np.arange(n)
+        is_shared = n * self.n_items > _ALONE and may_share(self.scorer)
+        if is_shared:
+            # So many that they end at nearly the same time: the longest come first.
+            order_B, most = order_B[::-1], min(_BATCH, max(_FEWEST, -(-n // _PIECES)))
+        pieces = [order_B[first : first + most] for first in range(0, n, most)]
+        if is_shared and len(pieces) > 1:
+            yield from side_by_side(work, pieces)
+        elif n * self.n_items > _ALONE:
+            yield from map(work, pieces)
+        else:
+            with one_thread():
+                yield from map(work, pieces)
 
     def _batch(self, histories: list[Items]) -> Batch:
         longest = max(1, *(len(history) for history in histories))
@@ -78,18 +96,6 @@ class ScorerRanker:
         is_allowed_I = np.zeros(self.n_items + 2, dtype=np.bool_)
         is_allowed_I[np.frombuffer(allow, dtype=np.int64)] = True
         return torch.from_numpy(is_allowed_I)
-
-
-@contextmanager
-def few_threads(n_scores: int) -> Iterator[None]:
-    """PyTorch on one thread of the CPU where there is little to do; on as many as before afterwards."""
-    before = torch.get_num_threads()
-    if n_scores <= _ALONE:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _pairs(items_R: list[Items]) -> Pairs:
