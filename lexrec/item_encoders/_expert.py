@@ -19,6 +19,7 @@ D width, H heads.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,9 +28,19 @@ from torch import Tensor, nn
 from lexrec.item_encoders._attention import Chosen, CrossAttention
 from lexrec.item_encoders._mltfr_config import MltfrConfig
 from lexrec.kernels.gpu import on_gpu
-from lexrec.kernels.token_attention import Choice, Projection, attend, project, serves
+from lexrec.kernels.token_attention import Choice, Dropout, Projection, attend, project, serves
 from lexrec.kernels.token_filter import RoughTokens, ShiftedGumbel, choose_tokens, unit_rows
 from lexrec.kernels.token_probability import choice_probability
+
+
+class Ready(NamedTuple):
+    """What an expert can make before it knows its batch."""
+
+    projection: Projection
+    aligned_VD: Tensor
+    """Its alignment, rows of length 1."""
+    noise: ShiftedGumbel | None
+    dropout: Dropout
 
 
 class TokenExpert(nn.Module):
@@ -70,16 +81,27 @@ class TokenExpert(nn.Module):
         super().train(mode)
         return self
 
-    def forward(self, query_UQD: Tensor, interest_MD: Tensor, unit_U: Tensor | None) -> tuple[Tensor, Chosen]:
+    def ahead(self) -> Ready:
+        """What the one-product way can make before there is a batch."""
+        projection, aligned_VD = self._projected or self._project(), self._aligned_VD
+        if aligned_VD is None:
+            aligned_VD = unit_rows(projection.projected_VX[:, : self.align.out_features])
+        share = self.attention.dropout.p if self.training else 0.0
+        return Ready(projection, aligned_VD, self._noise(), Dropout.drawn(share, self.table_VW.device))
+
+    def forward(
+        self, query_UQD: Tensor, interest_MD: Tensor, unit_U: Tensor | None, ready: Ready | None
+    ) -> tuple[Tensor, Chosen]:
         """What the expert adds to each query, [U, Q, D], and what was chosen for each unit.
 
         Args:
             query_UQD: item vectors that ask, grouped by unit; with pool=batch all belong to one unit.
             interest_MD: what tokens are chosen by.
             unit_U: which interest each unit reads; None: unit u reads interest u.
+            ready: what `ahead` made; None: go the plain way.
         """
-        if self._reads_once(query_UQD):
-            return self._read_once(query_UQD, interest_MD, unit_U)
+        if ready is not None:
+            return self._read_once(query_UQD, interest_MD, unit_U, ready)
         out_UQD, chosen, _ = self.explained(query_UQD, interest_MD, unit_U)
         return out_UQD, chosen
 
@@ -103,7 +125,7 @@ class TokenExpert(nn.Module):
         aligns_all = is_learning and (by_probability or len(interest_MD) * self.k > len(self.table_VW))
         with torch.set_grad_enabled(aligns_all):
             aligned_VD = self._aligned()
-        scale, noise = self.logit_scale, self._noise(interest_MD)
+        scale, noise = self.logit_scale, self._noise()
         token_MK = choose_tokens(
             interest_MD, aligned_VD, self.k, scale=scale.detach(), noise=noise, rough=self._rough
         )
@@ -131,10 +153,10 @@ class TokenExpert(nn.Module):
             weight_MK = weight_MK / weight_MK.sum(dim=1, keepdim=True)
         return Chosen(token_MK, None, weight_MK)
 
-    def _noise(self, interest_MD: Tensor) -> ShiftedGumbel | None:
+    def _noise(self) -> ShiftedGumbel | None:
         if not (self.training or self.config.eval_noise):
             return None
-        return ShiftedGumbel(len(self.table_VW), interest_MD.device)
+        return ShiftedGumbel(len(self.table_VW), self.table_VW.device)
 
     def _aligned(self) -> Tensor:
         """The table in the space of item vectors, L2-normalised, [V, D]."""
@@ -142,27 +164,27 @@ class TokenExpert(nn.Module):
             return self._aligned_VD
         return F.normalize(self.align(self.attention.rows(self.table_VW)), dim=-1)
 
-    def _reads_once(self, query_UQD: Tensor) -> bool:
+    def reads_once(self) -> bool:
         """True where the one-product way serves: on a GPU, with our own estimator of the choice."""
         config = self.config
         is_ours = config.estimator == "log_bias" and config.pool == "user" and config.consensus is None
-        is_served = is_on_gpu(query_UQD) and serves(self.k, query_UQD.shape[2])
+        is_served = is_on_gpu(self.table_VW) and serves(self.k, self.align.out_features)
         return is_served and is_ours and not (config.bends_items or config.tune_tables)
 
     def _read_once(
-        self, query_UQD: Tensor, interest_MD: Tensor, unit_U: Tensor | None
+        self, query_UQD: Tensor, interest_MD: Tensor, unit_U: Tensor | None, ready: Ready
     ) -> tuple[Tensor, Chosen]:
-        attention, projection = self.attention, self._projected or self._project()
-        aligned_VD = self._aligned_VD
-        if aligned_VD is None:
-            aligned_VD = unit_rows(projection.projected_VX[:, : query_UQD.shape[2]])
-        scale, noise = self.logit_scale, self._noise(interest_MD)
-        token_MK = choose_tokens(interest_MD, aligned_VD, self.k, scale=scale.detach(), noise=noise)
+        attention, (projection, aligned_VD, noise, dropout) = self.attention, ready
+        asked_UQD = attention.asked(query_UQD)
+        projection.wait(aligned_VD, dropout.seed, *([] if noise is None else [noise.log_3V]))
+        scale = self.logit_scale
+        token_MK = choose_tokens(
+            interest_MD, aligned_VD, self.k, scale=scale.detach(), noise=noise, in_order=False
+        )
         chosen = Chosen(token_MK, None, None).at(unit_U)
         interest_UD = interest_MD.detach() if unit_U is None else interest_MD.detach().index_select(0, unit_U)
         choice = Choice(chosen.token_MK, interest_UD, scale if self.config.filter == "learned" else None)
-        dropout = attention.dropout.p if self.training else 0.0
-        mixed_UQD = attend(attention.asked(query_UQD), choice, projection, attention.n_heads, dropout)
+        mixed_UQD = attend(asked_UQD, choice, projection, attention.n_heads, dropout)
         return attention.answered(mixed_UQD), chosen
 
     def _project(self) -> Projection:
@@ -173,8 +195,8 @@ class TokenExpert(nn.Module):
     def freeze(self) -> None:
         """Project the table once: at inference it is never read again."""
         self.thaw()
-        # Kept without the table, which `rows` may have copied.
-        self._projected = self._project()._replace(table_VW=self.table_VW)
+        # Kept without the table, which `rows` may have copied, and made when it is read.
+        self._projected = self._project()._replace(table_VW=self.table_VW, stream=None)
         self._aligned_VD = unit_rows(self._projected.projected_VX[:, : self.align.out_features])
         self._rough = RoughTokens.of(self._aligned_VD)
 

@@ -35,10 +35,10 @@ from lexrec import registry
 from lexrec.data.batch import Batch, Places
 from lexrec.errors import ConfigError
 from lexrec.item_encoders._consensus import Consensus, groups
-from lexrec.item_encoders._expert import TokenExpert
+from lexrec.item_encoders._expert import Ready, TokenExpert
 from lexrec.item_encoders._interest import Anchors, Interests, prefix_means, row_means
 from lexrec.item_encoders._mltfr_config import MltfrConfig
-from lexrec.item_encoders._side_by_side import side_by_side
+from lexrec.item_encoders._side_by_side import ahead, side_by_side
 from lexrec.item_encoders._table_options import prepared_tables
 from lexrec.item_encoders.base import Catalogue, Embedded, ExpertView, ItemEncoder, ScoringTable
 from lexrec.kernels.dense import linear
@@ -78,10 +78,11 @@ class Mltfr(ItemEncoder):
         return self.items.scoring()
 
     def forward(self, batch: Batch) -> Embedded:
+        ready_E = self._ready()
         plain = self.items(batch)
         e_BLD = plain.x_BLD
         asked, places = self._interests(batch, e_BLD)
-        added_UQD = self._added(asked)
+        added_UQD = self._added(asked, ready_E)
         added_BLD = added_UQD.view_as(e_BLD) if places is None else places.unpack(added_UQD[:, 0])
         # Backbones that mix positions freely would carry what stands at padding into the items.
         added_BLD = added_BLD * batch.is_item_BL[:, :, None]
@@ -90,6 +91,13 @@ class Mltfr(ItemEncoder):
         if plain.after_block0_BLD is not None:
             added_BLD = added_BLD + plain.after_block0_BLD
         return Embedded(e_BLD, plain.aux, added_BLD)
+
+    def _ready(self) -> Sequence[Ready | None]:
+        """What experts can make before they know their batch, where they can make something."""
+        experts: list[TokenExpert] = list(self.experts)  # type: ignore[arg-type]
+        if not all(expert.reads_once() for expert in experts):
+            return [None] * len(experts)
+        return ahead([expert.ahead for expert in experts], self.gate.weight)
 
     def averaged(self) -> list[str]:
         """Names of the trained parameters that the consensus averages, as `experts.M.NAME`."""
@@ -117,14 +125,14 @@ class Mltfr(ItemEncoder):
         for consensus in self.consensus:
             consensus.agree(experts, weight_E)  # type: ignore[operator]
 
-    def _added(self, asked: Interests) -> Tensor:
+    def _added(self, asked: Interests, ready_E: Sequence[Ready | None]) -> Tensor:
         """What the experts, and in Round 2 their consensus, add to each query (eq. 15).
 
         What experts add is much alike for all users and positions. Unbounded, it outgrows the item vectors
         eightfold within two epochs, and what dropout does to it drowns them: hence the cap.
         """
         gate_RE = self._gate(asked.query_UQD).flatten(0, 1)
-        out_EUQD, chosen_E = zip(*side_by_side(list(self.experts), asked), strict=True)
+        out_EUQD, chosen_E = zip(*side_by_side(list(self.experts), asked, ready_E), strict=True)
         out_ERD, vector_RD = torch.stack(out_EUQD).flatten(1, 2), asked.query_UQD.flatten(0, 1)
         cap = self.config.cap
         if not self.consensus:

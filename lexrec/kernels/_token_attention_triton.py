@@ -31,6 +31,17 @@ _CHUNK = 64
 """Choices of one token that a program adds up at most before others help."""
 
 
+class Order(NamedTuple):
+    """Choices by token."""
+
+    order_C: Tensor
+    """Their numbers, those of a token in order."""
+    sorted_C: Tensor
+    """The token of each of them."""
+    start_V: Tensor
+    """Where those of each token begin, and behind them all where they end, int32 [V + 1]."""
+
+
 class Asked(NamedTuple):
     """One call: who asks, and what was chosen for them."""
 
@@ -38,14 +49,15 @@ class Asked(NamedTuple):
     projected_VX: Tensor
     """Alignment, keys and values of every token, side by side."""
     token_UK: Tensor
-    direction_UD: Tensor
-    """What was chosen by, of length 1."""
+    direction_UD: Tensor | None
+    """What was chosen by, of length 1; only the backward pass asks."""
+    order: "Order | None"
     scale: Tensor | None
     """Factor on the cosine, float32, one number; None: nothing is learnt from the choice."""
     seed: Tensor
     """int64, one number: which attention weights are dropped."""
-    n_heads: int
     dropout: float
+    n_heads: int
 
 
 def forward(asked: Asked) -> Tensor:
@@ -101,22 +113,32 @@ def _backward_of_one(asked: Asked, grad_U1D: Tensor) -> Gradients:
     shape = {name: blocks[name] for name in ("H", "C", "BH", "BC")}
     vectors = (asked.query_UQD, grad_U1D, asked.direction_UD, slope_UKH, share_UKH)
     numbers = (K, asked.projected_VX.stride(0), (X // 3 // H) ** -0.5)
-    R, token_R = min(U * K, V), asked.token_UK.flatten()
+    R = min(U * K, V)
     row_RX, of_scale_R = grad_U1D.new_empty(R, X), grad_U1D.new_empty(R, dtype=torch.float32)
-    found = (asked.projected_VX, _factor(asked), row_RX, of_scale_R)
-    if U * K <= V:
-        choice_rows[(R,)](*vectors, token_R, *found, *numbers, **shape, **_learning(asked), num_warps=1)
+    found, learning = (asked.projected_VX, _factor(asked), row_RX, of_scale_R), _learning(asked)
+    if asked.order is None:
+        choice_rows[(R,)](*vectors, asked.token_UK, *found, *numbers, **shape, **learning, num_warps=1)
     else:
-        sorted_C, order_C = token_R.int().sort(stable=True)
-        start_V = torch.searchsorted(sorted_C, torch.arange(V + 1, device=sorted_C.device, dtype=torch.int32))
+        order_C, sorted_C, start_V = asked.order
         n_chunks = triton.cdiv(U * K, _CHUNK)
         sum_NX = grad_U1D.new_empty(n_chunks, X, dtype=torch.float32)
-        sizes = {**shape, "BD": triton.next_power_of_2(X // 3), "BN": 4, "CHUNK": _CHUNK, "num_warps": 1}
+        sizes = {**shape, "BD": learning["BD"], "BN": 4, "CHUNK": _CHUNK, "num_warps": 1}
         chunk_sums[(n_chunks,)](*vectors, order_C, sorted_C, sum_NX, U * K, K, **sizes)
         summed_rows[(V,)](
             *vectors, order_C, start_V, sum_NX, *found, *numbers, **sizes, LEARNS=asked.scale is not None
         )
     return Gradients(query_U1D, row_RX, None if asked.scale is None else of_scale_R.sum())
+
+
+def sorted_choices(token_UK: Tensor, n_tokens: int, n_queries: int) -> Order | None:
+    """What `backward` needs to add up by token; None where it does not."""
+    if n_queries > 1 or token_UK.numel() <= n_tokens:
+        return None
+    # A sort takes a pass for each byte.
+    dtype = torch.int16 if n_tokens < 2**15 - 1 else torch.int32
+    sorted_C, order_C = token_UK.flatten().to(dtype).sort(stable=True)
+    token_V = torch.arange(n_tokens + 1, device=sorted_C.device, dtype=dtype)
+    return Order(order_C, sorted_C, torch.searchsorted(sorted_C, token_V, out_int32=True))
 
 
 def products(row_RX: Tensor, table_VW: Tensor, token_R: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ Dimension key: U units of Q queries, K chosen tokens, V tokens, W table width, D
 gradient (chosen ones or all tokens), X = 3D: alignment, key and value side by side.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +30,25 @@ class Projection(NamedTuple):
     bias_X: Tensor
     projected_VX: Tensor
     """The table under these maps, without gradient."""
+    stream: "torch.cuda.Stream | None" = None
+    """Where it is made and the gradient of the maps summed; None: wherever it is read."""
+
+    def wait(self, *beside: Tensor) -> None:
+        """Let what is enqueued here from now on find it made, and what was made beside it."""
+        if self.stream is not None:
+            here = torch.cuda.current_stream(self.projected_VX.device)
+            here.wait_stream(self.stream)
+            for tensor in (self.projected_VX, *beside):
+                tensor.record_stream(here)
+
+    def beside(self, *lent: Tensor) -> AbstractContextManager[object]:
+        """On its stream, after what is enqueued here so far, which made the tensors that are lent to it."""
+        if self.stream is None:
+            return nullcontext()
+        self.stream.wait_stream(torch.cuda.current_stream(self.projected_VX.device))
+        for tensor in lent:
+            tensor.record_stream(self.stream)
+        return torch.cuda.stream(self.stream)
 
 
 class Choice(NamedTuple):
@@ -38,6 +58,20 @@ class Choice(NamedTuple):
     interest_UD: Tensor
     scale: Tensor | None
     """Factor on the cosine; None: nothing is learnt from the choice."""
+
+
+class Dropout(NamedTuple):
+    """Which attention weights are dropped."""
+
+    share: float
+    seed: Tensor
+    """int64, one number on the device."""
+
+    @staticmethod
+    def drawn(share: float, device: torch.device) -> "Dropout":
+        """From torch's default generator; nothing is drawn where nothing is dropped."""
+        seed = torch.empty(1, dtype=torch.int64, device=device)
+        return Dropout(share, seed.random_(2**31 - 1) if share > 0 else seed)
 
 
 _MOST_CELLS = 2**14
@@ -50,13 +84,21 @@ def serves(k: int, dim: int) -> bool:
 
 
 def project(table_VW: Tensor, weight_XW: Tensor, bias_X: Tensor) -> Projection:
-    """Alignment, keys and values of every token, in the arithmetic of the surroundings (autocast or not)."""
+    """Alignment, keys and values of every token, in the arithmetic of the surroundings (autocast or not).
+
+    On a GPU it is made on the current stream, whose name it keeps: who reads it on another one waits for it.
+    """
+    stream = torch.cuda.current_stream(table_VW.device) if on_gpu(table_VW) else None
     with torch.no_grad():
-        return Projection(table_VW, weight_XW, bias_X, F.linear(table_VW, weight_XW, bias_X))
+        return Projection(table_VW, weight_XW, bias_X, F.linear(table_VW, weight_XW, bias_X), stream)
 
 
 def attend(
-    query_UQD: Tensor, choice: Choice, projection: Projection, n_heads: int, dropout: float = 0.0
+    query_UQD: Tensor,
+    choice: Choice,
+    projection: Projection,
+    n_heads: int,
+    dropout: Dropout | None = None,
 ) -> Tensor:
     """What each query gets, [U, Q, D]: heads side by side, before the output map.
 
@@ -68,14 +110,12 @@ def attend(
         choice: tokens of each unit.
         projection: the table they belong to.
         n_heads: divides D.
-        dropout: share of attention weights that are dropped.
+        dropout: of attention weights; None: all are kept.
     """
     query_UQD = query_UQD.to(projection.projected_VX.dtype)
-    if not (on_gpu(query_UQD) and serves(choice.token_UK.shape[1], query_UQD.shape[2])):
-        return _plain(query_UQD, choice, projection, n_heads, dropout)
-    call = _Call(choice, projection, n_heads, dropout)
-    mixed_UQD: Tensor = _Attend.apply(query_UQD, projection.weight_XW, projection.bias_X, choice.scale, call)  # type: ignore[no-untyped-call]
-    return mixed_UQD
+    if on_gpu(query_UQD) and serves(choice.token_UK.shape[1], query_UQD.shape[2]):
+        return _by_kernels(query_UQD, choice, projection, n_heads, dropout)
+    return _plain(query_UQD, choice, projection, n_heads, 0.0 if dropout is None else dropout.share)
 
 
 def _plain(query_UQD: Tensor, choice: Choice, projection: Projection, n_heads: int, dropout: float) -> Tensor:
@@ -95,13 +135,66 @@ def _plain(query_UQD: Tensor, choice: Choice, projection: Projection, n_heads: i
     return (share_UHQK @ v_UHKC).transpose(1, 2).flatten(2)
 
 
-class _Call(NamedTuple):
-    """What of a call has no gradient."""
+def _by_kernels(
+    query_UQD: Tensor, choice: Choice, projection: Projection, n_heads: int, dropout: Dropout | None
+) -> Tensor:
+    from lexrec.kernels import _token_attention_triton as kernels
 
-    choice: Choice
-    projection: Projection
-    n_heads: int
-    dropout: float
+    dropout = dropout or Dropout.drawn(0.0, query_UQD.device)
+    token_UK, scale, projected_VX = choice.token_UK.contiguous(), choice.scale, projection.projected_VX
+    direction_UD = order = None
+    if torch.is_grad_enabled():
+        # What only the backward pass reads is made on the side, and so is what that pass ends with.
+        with projection.beside(token_UK, choice.interest_UD):
+            direction_UD = unit_rows(choice.interest_UD, projected_VX.dtype)
+            order = kernels.sorted_choices(token_UK, len(projected_VX), query_UQD.shape[1])
+            row_RX = _Rows.apply(projection.weight_XW, projection.bias_X, projection, token_UK)  # type: ignore[no-untyped-call]
+            made = None if projection.stream is None else projection.stream.record_event()
+    else:
+        row_RX, made = projected_VX, None
+    asked = kernels.Asked(
+        query_UQD.contiguous(),
+        projected_VX,
+        token_UK,
+        direction_UD,
+        order,
+        None if scale is None else scale.detach().float(),
+        dropout.seed,
+        dropout.share,
+        n_heads,
+    )
+    mixed_UQD: Tensor = _Attend.apply(query_UQD, row_RX, scale, asked, made)  # type: ignore[no-untyped-call]
+    return mixed_UQD
+
+
+class _Rows(torch.autograd.Function):
+    """The rows that units read, as far as gradients go: a tensor of their shape that holds nothing.
+
+    It is a row for each choice, or for each token where choices are more. It has a step of its own in the
+    backward pass so that the maps' gradient, a product as large as the table, is made on the stream of the
+    projection while that of the queries goes on.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, weight_XW: Tensor, bias_X: Tensor, projection: Projection, token_UK: Tensor
+    ) -> Tensor:
+        n_choices, (V, X) = token_UK.numel(), projection.projected_VX.shape
+        ctx.table_VW, ctx.token_R = projection.table_VW, token_UK.flatten() if n_choices <= V else None
+        ctx.dtypes = weight_XW.dtype, bias_X.dtype
+        return projection.projected_VX.new_empty(()).expand(min(n_choices, V), X)
+
+    @staticmethod
+    def backward(ctx: Any, row_RX: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        from lexrec.kernels import _token_attention_triton as kernels
+        from lexrec.kernels._dense_triton import column_sums
+
+        table_VW, token_R = ctx.table_VW.to(row_RX.dtype), ctx.token_R
+        if token_R is not None:
+            of_weight_XW = kernels.products(row_RX, table_VW, token_R)
+        else:
+            of_weight_XW = row_RX.T @ table_VW
+        return of_weight_XW.to(ctx.dtypes[0]), column_sums(row_RX).to(ctx.dtypes[1]), None, None
 
 
 class _Attend(torch.autograd.Function):
@@ -109,38 +202,22 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, query_UQD: Tensor, weight_XW: Tensor, bias_X: Tensor, scale: Tensor | None, call: _Call
+        ctx: Any, query_UQD: Tensor, row_RX: Tensor, scale: Tensor | None, asked: Any, made: Any
     ) -> Tensor:
         from lexrec.kernels import _token_attention_triton as kernels
 
-        seed = torch.empty(1, dtype=torch.int64, device=query_UQD.device)
-        choice, projected_VX = call.choice, call.projection.projected_VX
-        ctx.asked = kernels.Asked(
-            query_UQD.contiguous(),
-            projected_VX,
-            choice.token_UK.contiguous(),
-            unit_rows(choice.interest_UD, projected_VX.dtype),
-            None if scale is None else scale.detach().float(),
-            seed.random_(2**31 - 1) if call.dropout > 0 else seed,
-            call.n_heads,
-            call.dropout,
-        )
-        ctx.table_VW, ctx.dtypes = call.projection.table_VW, (weight_XW.dtype, bias_X.dtype)
-        return kernels.forward(ctx.asked)
+        ctx.asked, ctx.made = asked, made
+        return kernels.forward(asked)
 
     @staticmethod
     def backward(ctx: Any, grad_UQD: Tensor) -> tuple[Tensor | None, ...]:
         from lexrec.kernels import _token_attention_triton as kernels
-        from lexrec.kernels._dense_triton import column_sums
 
-        asked, table_VW = ctx.asked, ctx.table_VW
-        of_query_UQD, row_RX, of_scale = kernels.backward(
-            asked, grad_UQD.contiguous().to(asked.query_UQD.dtype)
-        )
-        if asked.token_UK.numel() <= len(table_VW):
-            of_weight_XW = kernels.products(row_RX, table_VW.to(row_RX.dtype), asked.token_UK.flatten())
-        else:
-            of_weight_XW = row_RX.T @ table_VW.to(row_RX.dtype)
-        of_bias_X = column_sums(row_RX)
-        of_weight_XW, of_bias_X = of_weight_XW.to(ctx.dtypes[0]), of_bias_X.to(ctx.dtypes[1])
-        return of_query_UQD, of_weight_XW, of_bias_X, of_scale, None
+        asked = ctx.asked
+        if ctx.made is not None:
+            here = torch.cuda.current_stream(grad_UQD.device)
+            here.wait_event(ctx.made)
+            for tensor in (asked.direction_UD, *(asked.order or ())):
+                tensor.record_stream(here)
+        found = kernels.backward(asked, grad_UQD.contiguous().to(asked.query_UQD.dtype))
+        return *found, None, None

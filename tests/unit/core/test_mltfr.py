@@ -48,7 +48,7 @@ def test_the_interest_of_a_position_is_the_mean_of_the_items_up_to_it() -> None:
     handle = built.experts[0].register_forward_hook(lambda module, given, out: seen.append((given, out[1])))
     added(built, batch)
     handle.remove()
-    (query_N1D, _, unit), chosen = seen[0]
+    (query_N1D, _, unit, _), chosen = seen[0]
     assert unit is None
     assert_close(query_N1D[:8, 0], built.lookup(torch.tensor([3, 1, 4, 1, 5, 9, 2, 6])))
     assert torch.equal(chosen.token_MK[:8], chosen_at_each_prefix(built, [3, 1, 4, 1, 5, 9, 2, 6]))

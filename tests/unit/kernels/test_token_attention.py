@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lexrec.kernels import token_attention
-from lexrec.kernels.token_attention import Choice, Projection, attend, project
+from lexrec.kernels.token_attention import Choice, Dropout, Projection, attend, project
 from tests.unit.kernels.conftest import Interpreted
 
 
@@ -79,11 +79,9 @@ class Inputs:
         query_UQD, weight_XW, bias_X, scale = (t.clone().requires_grad_() for t in leaves)
         projection = project(self.table_VW, weight_XW, bias_X)
         choice = Choice(self.token_UK, self.interest_UD, scale if learns else None)
-        if by_kernels:
-            call = token_attention._Call(choice, projection, n_heads, dropout)
-            out_UQD = token_attention._Attend.apply(query_UQD, weight_XW, bias_X, choice.scale, call)
-        else:
-            out_UQD = attend(query_UQD, choice, projection, n_heads, dropout)
+        drops = Dropout.drawn(dropout, query_UQD.device)
+        way = token_attention._by_kernels if by_kernels else attend
+        out_UQD = way(query_UQD, choice, projection, n_heads, drops)
         out_UQD.backward(self.grad_UQD.to(out_UQD.dtype))
         found = [query_UQD.grad, weight_XW.grad, bias_X.grad, *([scale.grad] if learns else [])]
         return [out_UQD.detach(), *(g for g in found if g is not None)]
