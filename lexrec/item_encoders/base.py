@@ -83,6 +83,11 @@ class ScoringTable:
     table_RD: Tensor | None = None
     """The rows where they are stored, row i of item i, if they are: chosen ones need not be copied."""
 
+    @property
+    def stored_RD(self) -> Tensor | None:
+        """`table_RD` if a logit is nothing but the product of a query with its row, else None."""
+        return self.table_RD if self.bias_I is None and not self.normalise else None
+
     def with_(
         self, *, bias_I: Tensor | None = None, scale: float | Tensor = 1.0, normalise: bool = False
     ) -> "ScoringTable":

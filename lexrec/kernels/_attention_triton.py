@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lexrec.kernels._dropout_triton import draw_seed, drop_below, hashed
 from lexrec.kernels.attention import PackedRows
 
 _LOG2E = tl.constexpr(1.4426950408889634)
@@ -35,7 +36,7 @@ def fits(longest: int, head_width: int, dtype: torch.dtype) -> bool:
 def packed_attention(qkv_NM: Tensor, rows: PackedRows, n_heads: int, dropout: float) -> Tensor:
     """As `attention.packed_attention`, for what `fits`."""
     # Drawn outside the operator, so that whoever captures or compiles the step sees the draw.
-    seed_1 = torch.randint(2**31 - 1, (1,), device=qkv_NM.device, dtype=torch.int32)
+    seed_1 = draw_seed(qkv_NM.device)
     start_B, length_B, longest, causal = rows
     y_ND: Tensor = _attend(qkv_NM, start_B, length_B, seed_1, longest, n_heads, causal, dropout)
     return y_ND
@@ -57,7 +58,7 @@ def _attend(
     y_ND = qkv_NM.new_zeros(len(qkv_NM), D)
     _forward[(len(start_B), n_heads)](
         qkv_NM, start_B, length_B, seed_1, y_ND, D, D // n_heads, (D // n_heads) ** -0.5,
-        dropout, int(dropout * 2**31), causal, dropout > 0, *_tile_of(longest, D // n_heads), num_warps=4,
+        dropout, drop_below(dropout), causal, dropout > 0, *_tile_of(longest, D // n_heads), num_warps=4,
     )  # fmt: skip
     return y_ND
 
@@ -93,7 +94,7 @@ def _gradient(
     of_qkv_NM = torch.zeros_like(qkv_NM)
     _backward[(len(start_B), n_heads)](
         grad_ND, qkv_NM, start_B, length_B, seed_1, of_qkv_NM, D, D // n_heads, (D // n_heads) ** -0.5,
-        dropout, int(dropout * 2**31), causal, dropout > 0, *_tile_of(longest, D // n_heads), num_warps=4,
+        dropout, drop_below(dropout), causal, dropout > 0, *_tile_of(longest, D // n_heads), num_warps=4,
     )  # fmt: skip
     return of_qkv_NM
 
@@ -146,17 +147,8 @@ def _weights(
     keeps_ij = may_look_ij
     if DROPS:
         place_ij = (row_head * TILE + i[:, None]) * TILE + i[None, :]
-        keeps_ij = _hash(place_ij.to(tl.uint32), seed) >= threshold
+        keeps_ij = hashed(place_ij.to(tl.uint32), seed) >= threshold
     return weight_ij, keeps_ij
-
-
-@triton.jit
-def _hash(place, seed):
-    """31 bits that depend on all bits of place and seed: two multiplications, each between shifts."""
-    x = place * 0x9E3779B1 + seed.to(tl.uint32)
-    x = (x ^ (x >> 16)) * 0x7FEB352D
-    x = (x ^ (x >> 15)) * 0x846CA68B
-    return ((x ^ (x >> 16)) >> 1).to(tl.int32)
 
 
 @triton.jit

@@ -1,23 +1,86 @@
 """Linear layers, layer norms and dropout of a training step in 16 bits on a GPU; elsewhere PyTorch's own.
 
-These layers are narrow and their inputs long: [N, 64] with N in the tens of thousands. PyTorch's gradients of
-a bias and of a norm's scale, sums over N, take several times as long as the matrix products beside them. Here
-a hundred programs each sum a strip of rows, and a second kernel sums the strips: always in the same order.
+These layers are narrow and their inputs long: [N, 64] with N in the tens of thousands. What stands around a
+product (norm, activation, bias, dropout, residual, casts) takes several times as long as the product if each
+is a kernel; `normed_linear` and `added_linear` are one kernel forward and two backward (`_linear_triton.py`).
+Where a layer or norm stands alone, sums over N are what is slow: a hundred programs each sum a strip of rows,
+and a second kernel sums the strips, always in the same order.
 
 Dimension key: N rows, D width in, E width out.
 """
 
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lexrec.kernels._training import trains_in_16_bits
+from lexrec.kernels.products import product
+
+Activation = Literal["", "relu", "gelu"]
+
+
+class Norm(NamedTuple):
+    """A layer norm over rows."""
+
+    scale_D: Tensor
+    shift_D: Tensor
+    eps: float
+
+
+def normed_linear(
+    x_ND: Tensor, norm: Norm, weight_ED: Tensor, bias_E: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """`linear(layer_norm(x))`, and x itself: who reads x from here adds its gradient in the same kernel.
+
+    Under autocast the norm's result has its 16 bits.
+    """
+    if bias_E is None or not trains_in_16_bits(x_ND) or not _fits(x_ND):
+        normed_ND = layer_norm(x_ND, *norm, narrow=True)
+        return linear(normed_ND, weight_ED, bias_E), x_ND
+    form = norm.eps, "", 0.0, torch.get_autocast_dtype("cuda")
+    y_NE, same_ND = _NormedLinear.apply(x_ND, *norm[:2], weight_ED, bias_E, form)  # type: ignore[no-untyped-call]
+    return y_NE, same_ND
+
+
+def added_linear(
+    x_ND: Tensor,
+    weight_ED: Tensor,
+    bias_E: Tensor | None,
+    onto_NE: Tensor,
+    dropout: float,
+    activation: Activation = "",
+) -> Tensor:
+    """`onto + drop(linear(activation(x)))`, [N, E] in the type of `onto`.
+
+    Args:
+        x_ND: what the layer reads, before the activation.
+        weight_ED: weights.
+        bias_E: bias.
+        onto_NE: the residual.
+        dropout: share of the layer's outputs that is dropped; 0 where nothing is trained.
+        activation: of x; none by default.
+    """
+    if bias_E is None or not trains_in_16_bits(x_ND) or onto_NE.dtype != torch.float32:
+        added_NE = linear(activated(x_ND, activation), weight_ED, bias_E)
+        return onto_NE + (drop(added_NE, dropout) if dropout else added_NE)
+    form = 0.0, activation, dropout, torch.get_autocast_dtype("cuda")
+    y_NE: Tensor = _AddedLinear.apply(x_ND, weight_ED, bias_E, onto_NE, form)  # type: ignore[no-untyped-call]
+    return y_NE
+
+
+def activated(x: Tensor, activation: Activation) -> Tensor:
+    """relu(x), gelu(x) or x."""
+    if activation == "relu":
+        return F.relu(x)
+    return F.gelu(x) if activation == "gelu" else x
 
 
 def linear(x_ND: Tensor, weight_ED: Tensor, bias_E: Tensor | None) -> Tensor:
     """`F.linear`, [N, E]."""
+    if not torch.is_grad_enabled():
+        return product(x_ND, weight_ED, bias_E)
     if bias_E is None or not trains_in_16_bits(x_ND):
         return F.linear(x_ND, weight_ED, bias_E)
     y_NE: Tensor = _Linear.apply(x_ND, weight_ED, bias_E, torch.get_autocast_dtype("cuda"))  # type: ignore[no-untyped-call]
@@ -47,6 +110,75 @@ def drop(x: Tensor, p: float) -> Tensor:
         return F.dropout(x, p)
     # Uniform numbers come five times as fast as the coins that F.dropout tosses.
     return x * (torch.rand_like(x) >= p).to(x.dtype).mul_(1 / (1 - p))
+
+
+def _fits(x_ND: Tensor) -> bool:
+    from lexrec.kernels import _linear_triton
+
+    return _linear_triton.fits(x_ND.shape[-1])
+
+
+_Form = tuple[float, str, float, torch.dtype]
+"""eps of the norm, activation, dropout and type of operands: the rest of a `Layer`."""
+
+
+class _NormedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_ND: Tensor,
+        scale_D: Tensor,
+        shift_D: Tensor,
+        weight_ED: Tensor,
+        bias_E: Tensor,
+        form: _Form,
+    ) -> tuple[Tensor, Tensor]:
+        from lexrec.kernels import _linear_triton
+
+        ctx.set_materialize_grads(False)
+        ctx.form = form
+        ctx.save_for_backward(x_ND, scale_D, shift_D, weight_ED, bias_E)
+        layer = _linear_triton.Layer(weight_ED, bias_E, (scale_D, shift_D), *ctx.form)
+        return _linear_triton.forward(x_ND, layer, None, None), x_ND
+
+    @staticmethod
+    def backward(ctx: Any, grad_NE: Tensor, beside_ND: Tensor | None) -> tuple[Tensor | None, ...]:
+        from lexrec.kernels import _linear_triton
+
+        x_ND, scale_D, shift_D, weight_ED, bias_E = ctx.saved_tensors
+        layer = _linear_triton.Layer(weight_ED, bias_E, (scale_D, shift_D), *ctx.form)
+        of = _linear_triton.backward(grad_NE, x_ND, layer, beside_ND, None)
+        assert of.norm_D is not None
+        return of.x_ND, *of.norm_D, of.weight_ED, of.bias_E, None
+
+
+class _AddedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_ND: Tensor,
+        weight_ED: Tensor,
+        bias_E: Tensor,
+        onto_NE: Tensor,
+        form: _Form,
+    ) -> Tensor:
+        from lexrec.kernels import _dropout_triton, _linear_triton
+
+        ctx.form = form
+        dropout = form[2]
+        seed_1 = _dropout_triton.draw_seed(x_ND.device) if dropout else None
+        ctx.save_for_backward(x_ND, weight_ED, bias_E, seed_1)
+        layer = _linear_triton.Layer(weight_ED, bias_E, None, *ctx.form)
+        return _linear_triton.forward(x_ND, layer, onto_NE, seed_1)
+
+    @staticmethod
+    def backward(ctx: Any, grad_NE: Tensor) -> tuple[Tensor | None, ...]:
+        from lexrec.kernels import _linear_triton
+
+        x_ND, weight_ED, bias_E, seed_1 = ctx.saved_tensors
+        layer = _linear_triton.Layer(weight_ED, bias_E, None, *ctx.form)
+        of = _linear_triton.backward(grad_NE, x_ND, layer, None, seed_1)
+        return of.x_ND, of.weight_ED, of.bias_E, grad_NE, None
 
 
 class _Linear(torch.autograd.Function):

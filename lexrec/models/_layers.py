@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from lexrec.data.batch import Batch, Places
 from lexrec.kernels.attention import PackedRows, packed_attention
-from lexrec.kernels.dense import drop, layer_norm, linear
+from lexrec.kernels.dense import Activation, Norm, added_linear, drop, layer_norm, linear, normed_linear
+from lexrec.kernels.products import product
 
 _NARROWEST = 8
 """Places of a row of the first group; each further one is twice as wide."""
@@ -74,7 +75,7 @@ class Rows(NamedTuple):
         parts = [qkv(x_ND)]
         if self.places.slot_N is not None:
             # The last part is that of unused slots.
-            *parts, _ = torch.split(self.places.spread(parts[0]), [*(R * W for R, W in self.shapes), 1])
+            *parts, _ = torch.split(_filled(self.places, parts[0]), [*(R * W for R, W in self.shapes), 1])
         for part, (R, W), may_look in zip(parts, self.shapes, self.may_look, strict=True):
             q_RHWK, k_RHWK, v_RHWK = part.view(R, W, 3, n_heads, -1).permute(2, 0, 3, 1, 4)
             yield Heads(q_RHWK, k_RHWK, v_RHWK, may_look)
@@ -112,8 +113,11 @@ class Newest(NamedTuple):
     def heads(self, qkv: nn.Linear, x_ND: Tensor, n_heads: int) -> Iterator[Heads]:
         """Queries of the newest items, keys and values of all."""
         D = qkv.in_features
-        q_BD = F.linear(self.asking(x_ND), qkv.weight[:D], qkv.bias[:D])
-        kv_BLM = self.places.unpack(F.linear(x_ND, qkv.weight[D:], qkv.bias[D:]))
+        q_BD = product(self.asking(x_ND), qkv.weight[:D], qkv.bias[:D])
+        kv_MM = product(x_ND, qkv.weight[D:], qkv.bias[D:])
+        if self.places.slot_N is not None:
+            kv_MM = _filled(self.places, kv_MM)[:-1]
+        kv_BLM = kv_MM.view(self.places.n_rows, self.places.length, -1)
         q_BHK = q_BD.view(self.places.n_rows, n_heads, -1)
         k_BHLK, v_BHLK = kv_BLM.view(*kv_BLM.shape[:2], 2, n_heads, -1).permute(2, 0, 3, 1, 4)
         yield Heads(q_BHK[:, :, None], k_BHLK, v_BHLK, self.may_look)
@@ -134,6 +138,16 @@ class Newest(NamedTuple):
     def grouped(self) -> "Newest":
         """Itself: there is one group."""
         return self
+
+
+def _filled(places: Places, x_ND: Tensor) -> Tensor:
+    """[N, D] -> the flat places and one more, with finite numbers where nothing may look."""
+    if torch.is_grad_enabled() or places.slot_N is None:
+        return places.spread(x_ND)
+    # One pass, where zeros and a copy into them would be three.
+    slot_M = places.slot_N.new_zeros(places.n_rows * places.length + 1)
+    slot_M.index_copy_(0, places.slot_N, torch.arange(len(x_ND), device=x_ND.device))
+    return x_ND.index_select(0, slot_M)
 
 
 def _may_ask(batch: Batch) -> bool:
@@ -239,14 +253,29 @@ class Attention(nn.Module):
         self.out = Linear(dim, dim)
 
     def forward(self, x_ND: Tensor, rows: Rows | Newest) -> Tensor:
-        dropout = self.dropout if self.training else 0.0
-        if isinstance(rows, Rows) and rows.packed is not None:
-            y_ND = packed_attention(self.qkv(x_ND), rows.packed.rows, self.n_heads, dropout)
-        else:
-            heads = rows.heads(self.qkv, x_ND, self.n_heads)
-            y_ND = rows.join(attend(group, dropout) for group in heads)
-        out_ND: Tensor = self.out(y_ND)
+        out_ND: Tensor = self.out(self.mix(x_ND, rows))
         return out_ND
+
+    def mix(self, x_ND: Tensor, rows: Rows | Newest) -> Tensor:
+        """What the heads find, side by side: all but the last projection."""
+        if isinstance(rows, Rows) and rows.packed is not None:
+            return self._among_slots(self.qkv(x_ND), rows.packed.rows)
+        heads = rows.heads(self.qkv, x_ND, self.n_heads)
+        return rows.join(attend(group, self._dropout) for group in heads)
+
+    def mix_normed(self, norm: "LayerNorm", x_ND: Tensor, rows: Rows | Newest) -> tuple[Tensor, Tensor]:
+        """`mix` of the normed x, and x itself, as in `Linear.after`."""
+        if isinstance(rows, Rows) and rows.packed is not None:
+            qkv_NM, x_ND = self.qkv.after(norm, x_ND)
+            return self._among_slots(qkv_NM, rows.packed.rows), x_ND
+        return self.mix(norm(x_ND), rows), x_ND
+
+    @property
+    def _dropout(self) -> float:
+        return self.dropout if self.training else 0.0
+
+    def _among_slots(self, qkv_NM: Tensor, rows: PackedRows) -> Tensor:
+        return packed_attention(qkv_NM, rows, self.n_heads, self._dropout)
 
 
 def attend(heads: Heads, dropout: float) -> Tensor:
@@ -264,10 +293,20 @@ def attend(heads: Heads, dropout: float) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """A linear layer whose gradients are quick on a GPU too."""
+    """A linear layer whose gradients are quick on a GPU too, and whose values are on a CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
+        if torch.is_grad_enabled():
+            return linear(x, self.weight, self.bias)
+        return product(x, self.weight, self.bias)
+
+    def after(self, norm: "LayerNorm", x_ND: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the normed x; and x, which further uses of it should read (see `normed_linear`)."""
+        return normed_linear(x_ND, Norm(norm.weight, norm.bias, norm.eps), self.weight, self.bias)
+
+    def onto(self, residual_NE: Tensor, x_ND: Tensor, dropout: float, activation: Activation = "") -> Tensor:
+        """The residual plus what dropout leaves of this layer's output for activation(x)."""
+        return added_linear(x_ND, self.weight, self.bias, residual_NE, dropout, activation)
 
 
 class LayerNorm(nn.LayerNorm):
@@ -291,6 +330,11 @@ class Dropout(nn.Dropout):
 
     def forward(self, x: Tensor) -> Tensor:
         return drop(x, self.p) if self.training else x
+
+    @property
+    def share(self) -> float:
+        """What is dropped now: nothing outside training."""
+        return self.p if self.training else 0.0
 
 
 def init_normal(module: nn.Module, std: float = 0.02) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lexrec.config import Config
 from lexrec.data.batch import Batch
 from lexrec.item_encoders.base import Catalogue, ItemEncoder, ScoringTable
+from lexrec.kernels.rows import pick_rows
 
 
 class ModelConfig(Config):
@@ -85,6 +86,13 @@ class SequenceModel(nn.Module, ABC):
     @abstractmethod
     def forward(self, batch: Batch) -> Encoded:
         """Hidden states of each position, [B, L, D]; padding positions are finite but meaningless."""
+
+    def encode_slots(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """States of the batch's slots, [N, D], without meaning where a slot is unused; auxiliary losses."""
+        assert batch.slot_N is not None
+        hidden_BLD, aux = self(batch)
+        hidden_MD = hidden_BLD.flatten(0, 1)
+        return pick_rows(hidden_MD, batch.slot_N.clamp(max=len(hidden_MD) - 1)), aux
 
     def encode_next(self, batch: Batch) -> Encoded:
         """The one state that predicts the item after each history, [B, 1, D]."""

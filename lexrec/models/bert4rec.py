@@ -23,7 +23,6 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -73,9 +72,11 @@ class BERT4Rec(SequenceModel):
         return Attention(config.dim, config.n_heads, config.dropout)
 
     def forward(self, batch: Batch) -> Encoded:
-        rows = Rows.open(batch)
-        x_ND, aux = self._states(batch, [rows] * len(self.blocks))
+        x_ND, aux = self.encode_slots(batch)
         return Encoded(Places.of(batch).unpack(x_ND), aux)
+
+    def encode_slots(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        return self._states(batch, [Rows.open(batch)] * len(self.blocks))
 
     def encode_next(self, batch: Batch) -> Encoded:
         """The state at a [MASK] after each history, [B, 1, D]: the last block computes no other."""
@@ -124,5 +125,5 @@ class _Block(nn.Module):
 
     def forward(self, x_ND: Tensor, rows: Rows | Newest) -> Tensor:
         x_ND = self.attention_norm(rows.asking(x_ND) + self.dropout(self.attention(x_ND, rows)))
-        out_ND: Tensor = self.ffn_norm(x_ND + self.dropout(self.down(F.gelu(self.up(x_ND)))))
+        out_ND: Tensor = self.ffn_norm(self.down.onto(x_ND, self.up(x_ND), self.dropout.share, "gelu"))
         return out_ND

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from lexrec.data.batch import Batch, Places
 from lexrec.item_encoders.base import ItemEncoder
+from lexrec.kernels.dense import Activation, activated
 from lexrec.models._layers import Attention, Dropout, LayerNorm, Linear, Newest, Rows, init_normal
 from lexrec.models.base import Encoded, ModelConfig, SequenceModel
 
@@ -83,9 +84,11 @@ class SASRec(SequenceModel):
         self.final_norm = LayerNorm(config.dim) if is_pre_norm else nn.Identity()
 
     def forward(self, batch: Batch) -> Encoded:
-        rows = Rows.causal(batch)
-        x_ND, aux = self._states(batch, [rows] * len(self.blocks))
+        x_ND, aux = self.encode_slots(batch)
         return Encoded(Places.of(batch).unpack(x_ND), aux)
+
+    def encode_slots(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        return self._states(batch, [Rows.causal(batch)] * len(self.blocks))
 
     def encode_next(self, batch: Batch) -> Encoded:
         """The state that predicts the next item, [B, 1, D]; the last block computes no other."""
@@ -113,7 +116,7 @@ class _Block(nn.Module):
         super().__init__()
         dim, inner = config.dim, config.ffn_factor * config.dim
         self.is_pre_norm = config.norm == "pre"
-        self.activation = config.activation
+        self.activation: Literal["relu", "gelu", "swiglu"] = config.activation
         self.attention = Attention(dim, config.n_heads, config.dropout)
         self.attention_norm = LayerNorm(dim, narrow=self.is_pre_norm)
         self.up = Linear(dim, 2 * inner if config.activation == "swiglu" else inner)
@@ -126,26 +129,28 @@ class _Block(nn.Module):
 
     def forward(self, x_ND: Tensor, rows: Rows | Newest) -> Tensor:
         if self.is_pre_norm:
-            added_ND = self.dropout(self.attention(self.attention_norm(x_ND), rows))
-            x_ND = rows.asking(x_ND)
-            x_ND = x_ND + _gated(self.attention_gate, x_ND, added_ND)
-            added_ND = self.dropout(self._feed_forward(self.ffn_norm(x_ND)))
-            x_ND = x_ND + _gated(self.ffn_gate, x_ND, added_ND)
-        else:
-            x_ND = self.attention_norm(rows.asking(x_ND) + self.dropout(self.attention(x_ND, rows)))
-            x_ND = self.ffn_norm(x_ND + self.dropout(self._feed_forward(x_ND)))
-        return x_ND
-
-    def _feed_forward(self, x_ND: Tensor) -> Tensor:
-        inner_NM = self.up(x_ND)
-        if self.activation == "swiglu":
-            gate_NM, value_NM = inner_NM.chunk(2, dim=-1)
-            inner_NM = F.silu(gate_NM) * value_NM
-        else:
-            inner_NM = F.relu(inner_NM) if self.activation == "relu" else F.gelu(inner_NM)
-        out_ND: Tensor = self.down(inner_NM)
+            mixed_ND, x_ND = self.attention.mix_normed(self.attention_norm, x_ND, rows)
+            x_ND = self._added(self.attention.out, self.attention_gate, rows.asking(x_ND), mixed_ND)
+            inner_NM, x_ND = self.up.after(self.ffn_norm, x_ND)
+            return self._added(self.down, self.ffn_gate, x_ND, *self._activated(inner_NM))
+        mixed_ND = self.attention.mix(x_ND, rows)
+        x_ND = self.attention_norm(self.attention.out.onto(rows.asking(x_ND), mixed_ND, self.dropout.share))
+        inner_NM, activation = self._activated(self.up(x_ND))
+        out_ND: Tensor = self.ffn_norm(self.down.onto(x_ND, inner_NM, self.dropout.share, activation))
         return out_ND
 
+    def _activated(self, inner_NM: Tensor) -> tuple[Tensor, Activation]:
+        """What the last layer reads, and the activation that is left to it."""
+        if self.activation != "swiglu":
+            return inner_NM, self.activation
+        gate_NM, value_NM = inner_NM.chunk(2, dim=-1)
+        return F.silu(gate_NM) * value_NM, ""
 
-def _gated(gate: nn.Linear | None, x_ND: Tensor, added_ND: Tensor) -> Tensor:
-    return added_ND if gate is None else gate(x_ND).sigmoid() * added_ND
+    def _added(
+        self, last: Linear, gate: Linear | None, x_ND: Tensor, inner_NM: Tensor, activation: Activation = ""
+    ) -> Tensor:
+        """The residual x plus a sub-layer, through its gate where there is one."""
+        if gate is None:
+            return last.onto(x_ND, inner_NM, self.dropout.share, activation)
+        out_ND: Tensor = x_ND + gate(x_ND).sigmoid() * self.dropout(last(activated(inner_NM, activation)))
+        return out_ND

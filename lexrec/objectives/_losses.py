@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lexrec.item_encoders.base import ScoringTable
+from lexrec.kernels.binary_cross_entropy import binary_cross_entropy, losses
 from lexrec.kernels.cross_entropy import cross_entropy
 from lexrec.kernels.rows import pick_rows
 from lexrec.models.base import SequenceModel
@@ -48,9 +49,12 @@ def draw_negatives(
 
 def loss_at_positions(model: SequenceModel, targets: Targets, config: LossConfig) -> dict[str, Tensor]:
     """Named losses of the states at `targets.position_N`: their mean over targets and the model's own."""
-    hidden_BLD, aux = model(targets.inputs)
-    hidden_MD = hidden_BLD.flatten(0, 1)
-    hidden_ND = pick_rows(hidden_MD, targets.position_N.clamp(max=len(hidden_MD) - 1))
+    if targets.position_N is targets.inputs.slot_N:
+        hidden_ND, aux = model.encode_slots(targets.inputs)
+    else:
+        hidden_BLD, aux = model(targets.inputs)
+        hidden_MD = hidden_BLD.flatten(0, 1)
+        hidden_ND = pick_rows(hidden_MD, targets.position_N.clamp(max=len(hidden_MD) - 1))
     loss = mean_loss(hidden_ND, model.scoring(), targets, config)
     return {"loss": loss + sum(aux.values()), config.loss: loss, **aux}
 
@@ -62,24 +66,25 @@ def mean_loss(hidden_ND: Tensor, table: ScoringTable, targets: Targets, config: 
     if config.loss == "ce" or negative_NK is None:
         row_ID = table.block(1, table.n_items + 1)
         return cross_entropy(table.query(hidden_ND), row_ID, target_N - 1, weight_N, table.bias_I)
-    loss_N = _sampled_loss(hidden_ND, table, target_N, negative_NK, config)
-    return (loss_N * weight_N).sum()
-
-
-def _sampled_loss(
-    hidden_ND: Tensor, table: ScoringTable, target_N: Tensor, negative_NK: Tensor, config: LossConfig
-) -> Tensor:
     if len(negative_NK) == len(target_N):
         # In one go: the table's rows are gathered, and their gradients summed, once.
-        logit_NX = table.score_items(hidden_ND, torch.cat([target_N[:, None], negative_NK], dim=1)).float()
+        index_NX = torch.cat([target_N[:, None], negative_NK], dim=1)
+        if config.loss != "sampled_softmax" and table.stored_RD is not None:
+            beta = positive_power(config, table.n_items)
+            prior = prior_log_odds(beta, negative_NK.shape[1])
+            query_ND = table.query(hidden_ND)
+            return binary_cross_entropy(query_ND, table.stored_RD, index_NX, weight_N, beta, prior)
+        logit_NX = table.score_items(hidden_ND, index_NX).float()
         positive_N, logit_NK = logit_NX[:, 0], logit_NX[:, 1:]
     else:
         positive_N = table.score_items(hidden_ND, target_N[:, None])[:, 0].float()
         logit_NK = _shared_logits(hidden_ND, table, negative_NK[0])
     is_wrong_NK = negative_NK != target_N[:, None]
     if config.loss == "sampled_softmax":
-        return sampled_softmax(positive_N, logit_NK, is_wrong_NK, table.n_items)
-    return bce(positive_N, logit_NK, is_wrong_NK, positive_power(config, table.n_items))
+        loss_N = sampled_softmax(positive_N, logit_NK, is_wrong_NK, table.n_items)
+    else:
+        loss_N = bce(positive_N, logit_NK, is_wrong_NK, positive_power(config, table.n_items))
+    return (loss_N * weight_N).sum()
 
 
 def sampled_softmax(positive_N: Tensor, negative_NK: Tensor, is_wrong_NK: Tensor, n_items: int) -> Tensor:
@@ -100,9 +105,7 @@ def bce(positive_N: Tensor, negative_NK: Tensor, is_wrong_NK: Tensor, beta: floa
     vector that says no to everything, in which what tells them apart is lost: on ml-100k gBCE with 256
     negatives had HR@10 .07 after 12 epochs without it and .17 with it. With one negative and beta 1 it is 0.
     """
-    prior = prior_log_odds(beta, negative_NK.shape[1])
-    negative_N = (F.softplus(negative_NK + prior) * is_wrong_NK).sum(1)
-    return beta * F.softplus(-positive_N - prior) + negative_N
+    return losses(positive_N, negative_NK, is_wrong_NK, beta, prior_log_odds(beta, negative_NK.shape[1]))
 
 
 def prior_log_odds(beta: float, n_negatives: int) -> float:
