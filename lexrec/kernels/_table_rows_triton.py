@@ -1,7 +1,7 @@
 """Gradients of a projected table's rows, and of the maps that projected it.
 
 Dimension key: U units, K chosen tokens, V tokens, D width, H heads of C, N choices of a token, R choices,
-W table width, X = 3D: alignment, key and value side by side.
+W table width, S parts of a sum, X = 3D: alignment, key and value side by side.
 """
 
 # mypy: disable-error-code="untyped-decorator, no-untyped-def, no-untyped-call, import-untyped"
@@ -261,21 +261,40 @@ def row_products(
     R_part,
     W,
     table_stride,
-    X: tl.constexpr,
-    BX: tl.constexpr,
+    D: tl.constexpr,
+    BD: tl.constexpr,
     BR: tl.constexpr,
     BW: tl.constexpr,
 ):
-    """Part of row^T table[token], [S, X, W]: chosen rows of the table are read once, and copied nowhere."""
-    part, w = tl.program_id(1), tl.program_id(0) * BW + tl.arange(0, BW)
-    x = tl.arange(0, BX)
-    product_XW = tl.zeros([BX, BW], tl.float32)
+    """Part of row^T table[token], [S, 3D, W]: chosen rows of the table are read once, and copied nowhere."""
+    part, w, d = tl.program_id(1), tl.program_id(0) * BW + tl.arange(0, BW), tl.arange(0, BD)
+    of_aligned_DW = tl.zeros([BD, BW], tl.float32)
+    of_key_DW, of_value_DW = tl.zeros([BD, BW], tl.float32), tl.zeros([BD, BW], tl.float32)
     for first in range(part * R_part, min(part * R_part + R_part, R), BR):
         r = first + tl.arange(0, BR)
         token_R = tl.load(token_ptr + r, r < R, 0)
-        row_RX = tl.load(row_ptr + r[:, None] * X + x[None, :], (r < R)[:, None] & (x < X)[None, :], 0.0)
         at_RW = token_R[:, None] * table_stride + w[None, :]
         table_RW = tl.load(table_ptr + at_RW, (r < R)[:, None] & (w < W)[None, :], 0.0)
-        product_XW += tl.dot(tl.trans(row_RX), table_RW, input_precision="ieee")
-    at_XW = (part * X + x)[:, None] * W + w[None, :]
-    tl.store(product_ptr + at_XW, product_XW, (x < X)[:, None] & (w < W)[None, :])
+        at_DR = r[None, :] * (3 * D) + d[:, None]
+        is_there_DR = (r < R)[None, :] & (d < D)[:, None]
+        aligned_DR = tl.load(row_ptr + at_DR, is_there_DR, 0.0)
+        key_DR = tl.load(row_ptr + D + at_DR, is_there_DR, 0.0)
+        value_DR = tl.load(row_ptr + 2 * D + at_DR, is_there_DR, 0.0)
+        of_aligned_DW += tl.dot(aligned_DR, table_RW, input_precision="ieee")
+        of_key_DW += tl.dot(key_DR, table_RW, input_precision="ieee")
+        of_value_DW += tl.dot(value_DR, table_RW, input_precision="ieee")
+    product_ptr += part.to(tl.int64) * 3 * D * W
+    at_DW, is_there_DW = d[:, None] * W + w[None, :], (d < D)[:, None] & (w < W)[None, :]
+    tl.store(product_ptr + at_DW, of_aligned_DW, is_there_DW)
+    tl.store(product_ptr + D * W + at_DW, of_key_DW, is_there_DW)
+    tl.store(product_ptr + 2 * D * W + at_DW, of_value_DW, is_there_DW)
+
+
+@triton.jit
+def parts_summed(part_ptr, sum_ptr, S, N, BN: tl.constexpr):
+    """The sum over S parts of N numbers each, in order."""
+    n = tl.program_id(0) * BN + tl.arange(0, BN)
+    sum_N = tl.zeros([BN], tl.float32)
+    for s in range(S):
+        sum_N += tl.load(part_ptr + s * N + n, n < N, 0.0)
+    tl.store(sum_ptr + n, sum_N, n < N)

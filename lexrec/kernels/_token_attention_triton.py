@@ -23,12 +23,21 @@ from torch import Tensor
 
 from lexrec.kernels._many_queries_triton import many_queries, many_queries_backward
 from lexrec.kernels._one_query_triton import one_query, one_query_backward
-from lexrec.kernels._table_rows_triton import aligned_rows, choice_rows, chunk_sums, row_products, summed_rows
+from lexrec.kernels._table_rows_triton import (
+    aligned_rows,
+    choice_rows,
+    chunk_sums,
+    parts_summed,
+    row_products,
+    summed_rows,
+)
 
 _PROGRAMS = 132
 """As many as an H100 has multiprocessors."""
 _CHUNK = 64
 """Choices of one token that a program adds up at most before others help."""
+_TILES = 8
+"""Tiles of rows that a part of a product has at least."""
 
 
 class Order(NamedTuple):
@@ -142,17 +151,24 @@ def sorted_choices(token_UK: Tensor, n_tokens: int, n_queries: int) -> Order | N
 
 
 def products(row_RX: Tensor, table_VW: Tensor, token_R: Tensor) -> Tensor:
-    """row_RX^T table_VW[token_R], [X, W], without a copy of the table's rows."""
+    """row_RX^T table_VW[token_R], float32 [X, W], without a copy of the table's rows."""
     (R, X), W = row_RX.shape, table_VW.shape[1]
-    BW, BR = 64, 64
-    n_parts = max(1, min(triton.cdiv(_PROGRAMS, triton.cdiv(W, BW)), triton.cdiv(R, 4 * BR)))
+    BD = max(16, triton.next_power_of_2(X // 3))
+    # Three sums of BD x BW numbers stay in the registers of a program.
+    BW, BR = max(16, min(128, 2**13 // BD)), 64 if row_RX.element_size() == 2 else 32
+    n_columns = triton.cdiv(W, BW)
+    n_parts = max(1, min(_PROGRAMS // n_columns, triton.cdiv(R, _TILES * BR)))
     R_part = triton.cdiv(R, n_parts * BR) * BR
     product_SXW = torch.empty(n_parts, X, W, dtype=torch.float32, device=row_RX.device)
-    sizes = {"X": X, "BX": max(16, triton.next_power_of_2(X)), "BR": BR, "BW": BW, "num_warps": 8}
-    row_products[(triton.cdiv(W, BW), n_parts)](
+    sizes = {"D": X // 3, "BD": BD, "BR": BR, "BW": BW, "num_warps": 8}
+    row_products[(n_columns, n_parts)](
         row_RX, table_VW, token_R, product_SXW, R, R_part, W, table_VW.stride(0), **sizes
     )
-    return product_SXW.sum(0)
+    if n_parts == 1:
+        return product_SXW[0]
+    product_XW = torch.empty(X, W, dtype=torch.float32, device=row_RX.device)
+    parts_summed[(triton.cdiv(X * W, 1024),)](product_SXW, product_XW, n_parts, X * W, BN=1024)
+    return product_XW
 
 
 def _factor(asked: Asked) -> Tensor:

@@ -131,7 +131,9 @@ def test_plain_arithmetic_is_that_of_the_equations(size: Size, learns: bool) -> 
 def test_kernels_give_the_values_and_gradients_of_the_equations(
     size: Size, learns: bool, interpreted: Interpreted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(interpreted("_token_attention_triton"), "_CHUNK", 4)
+    kernels = interpreted("_token_attention_triton")
+    monkeypatch.setattr(kernels, "_CHUNK", 4)
+    monkeypatch.setattr(kernels, "_TILES", 1)
     inputs = Inputs.drawn(size)
     true = written_out(inputs.to(torch.float64), size.H, learns)
     assert_near(inputs.run(size.H, learns, by_kernels=True), true, 1e-5)
