@@ -4,7 +4,7 @@ Dimension key: M tokens of all rows, R rows, S slots.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,7 +45,27 @@ class Route(NamedTuple):
         """Each token of `x`, [R, S, ...], through its expert; without texts the other one is not run."""
         if self.order_M is None or self.back_M is None:
             return item(x)
-        x_M = x.flatten(0, 1).index_select(0, self.order_M)
+        x_M = _reordered(x.flatten(0, 1), self.order_M, self.back_M)
         y_M = torch.cat([item(x_M[: self.n_items]), text(x_M[self.n_items :])])
-        y_M = y_M.index_select(0, self.back_M)
+        y_M = _reordered(y_M, self.back_M, self.order_M)
         return y_M.view(*x.shape[:2], *y_M.shape[1:])
+
+
+def _reordered(x_M: Tensor, order_M: Tensor, back_M: Tensor) -> Tensor:
+    """`x_M[order_M]`; `back_M` puts it back."""
+    y_M: Tensor = _Reorder.apply(x_M, order_M, back_M)  # type: ignore[no-untyped-call]
+    return y_M
+
+
+class _Reorder(torch.autograd.Function):
+    """A permutation, whose gradient is read by its inverse: PyTorch would add into zeros atomically."""
+
+    @staticmethod
+    def forward(ctx: Any, x_M: Tensor, order_M: Tensor, back_M: Tensor) -> Tensor:
+        ctx.save_for_backward(back_M)
+        return x_M.index_select(0, order_M)
+
+    @staticmethod
+    def backward(ctx: Any, grad_M: Tensor) -> tuple[Tensor, None, None]:
+        (back_M,) = ctx.saved_tensors
+        return grad_M.index_select(0, back_M), None, None

@@ -26,6 +26,8 @@ _LONG = 128
 """Histories of more tokens than this are cut into parts."""
 _PARTS = 4
 """So many."""
+_ROUNDING = 8
+"""Blocks are rounded up to this: a GPU copies masks of other sizes in each layer."""
 ATTENTION = "lexrec"
 """What the attention is called in transformers' registry."""
 
@@ -136,7 +138,8 @@ def _block_size(N: int, longest: int) -> tuple[int, int]:
     if longest >= N:
         return N, 0
     # Smaller blocks look at less that is not theirs: 5/4 of the longest history, not twice as much.
-    C = longest if longest <= _LONG else -(-longest // _PARTS // 8) * 8
+    C = longest if longest <= _LONG else -(-longest // _PARTS)
+    C = -(-C // _ROUNDING) * _ROUNDING
     n_before = -(-longest // C)
     return C, min(n_before, -(-N // C) - 1)
 
@@ -193,11 +196,10 @@ def _attend(
         y_RHSK = F.scaled_dot_product_attention(q_RHSK, k_RHTK, v_RHTK, **how)
         return y_RHSK.transpose(1, 2), None
     N, C = q_RHSK.shape[2], mask.shape[2]
-    q_GHCK, k_GHCK, v_GHCK = (_cut(part, C) for part in (q_RHSK, k_RHTK, v_RHTK))
     n_before = (mask.shape[3] - before[0].shape[2]) // C - 1
-    k_GHTK = _after(before[0], _keys_with_before(k_GHCK, n_before))
-    v_GHTK = _after(before[1], _keys_with_before(v_GHCK, n_before))
-    y_GHCK = F.scaled_dot_product_attention(q_GHCK, k_GHTK, v_GHTK, **how)
+    k_GHTK = _after(before[0], _keys_with_before(k_RHTK, C, n_before))
+    v_GHTK = _after(before[1], _keys_with_before(v_RHTK, C, n_before))
+    y_GHCK = F.scaled_dot_product_attention(_cut(q_RHSK, C), k_GHTK, v_GHTK, **how)
     y_NHK = y_GHCK.transpose(1, 2).flatten(0, 1)[:N]
     return y_NHK[None], None
 
@@ -215,10 +217,10 @@ def _cut(x_1HNK: Tensor, C: int) -> Tensor:
     return x_HNK.view(len(x_HNK), -1, C, x_HNK.shape[2]).transpose(0, 1)
 
 
-def _keys_with_before(x_GHCK: Tensor, n_before: int) -> Tensor:
-    """Each block's keys or values after those of the blocks before, [G, H, (n_before + 1) C, K]."""
-    padded_GHCK = F.pad(x_GHCK, (0, 0, 0, 0, 0, 0, n_before, 0))
-    return torch.cat([padded_GHCK[i : i + len(x_GHCK)] for i in range(n_before + 1)], 2)
+def _keys_with_before(x_1HNK: Tensor, C: int, n_before: int) -> Tensor:
+    """Each block's keys or values after those of the blocks before, [G, H, (n_before + 1) C, K]: a view."""
+    x_HNK = F.pad(x_1HNK[0], (0, 0, n_before * C, -x_1HNK.shape[2] % C))
+    return x_HNK.unfold(1, (n_before + 1) * C, C).permute(1, 0, 3, 2)
 
 
 Layers = tuple[tuple[Tensor, Tensor], ...]
