@@ -10,6 +10,8 @@ from torch.optim.adamw import adamw
 
 from lexrec.config import TrainConfig
 
+_LARGE = 2**16
+"""Numbers of a parameter from which on a GPU it is a kernel of its own."""
 _RATE = "lr_on_host"
 """Key of a parameter group: the rate it was given last, as a number."""
 
@@ -17,7 +19,7 @@ _RATE = "lr_on_host"
 class AdamW:
     """AdamW in one pass over each weight: what `torch.optim.AdamW(fused=True)` does, by the same function.
 
-    That class loads PyTorch's compiler when it is made, a second and 150 MiB that no step here has a use for.
+    Large weights on a GPU have a kernel of ours (`kernels/_adam_triton.py`). PyTorch's class loads PyTorch's compiler when it is made, a second and 150 MiB that no step here has a use for.
 
     Args:
         groups: dictionaries with `params`, and any of the settings in place of those below.
@@ -50,26 +52,52 @@ class AdamW:
     @torch.no_grad()
     def step(self) -> None:
         """Move every parameter that has a gradient."""
-        for group in self.param_groups:
+        for group in self._alike():
             moved = [p for p in group["params"] if p.grad is not None]
-            states = [self._state(p) for p in moved]
-            adamw(
-                moved,
-                [p.grad for p in moved],
-                [state["exp_avg"] for state in states],
-                [state["exp_avg_sq"] for state in states],
-                [],
-                [state["step"] for state in states],
-                fused=True,
-                capturable=any(p.is_cuda for p in moved),
-                amsgrad=False,
-                maximize=False,
-                beta1=group["betas"][0],
-                beta2=group["betas"][1],
-                lr=group["lr"],
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
-            )
+            for parameter in filter(_is_large, moved):
+                self._move(parameter, group)
+            self._move_together([p for p in moved if not _is_large(p)], group)
+
+    def _alike(self) -> list[dict[str, Any]]:
+        """The groups, those of the same settings as one: each costs a GPU two launches a step."""
+        joined: dict[Any, dict[str, Any]] = {}
+        for group in self.param_groups:
+            key = id(group["lr"]), group["betas"], group["weight_decay"], group["eps"]
+            before = joined.get(key, {"params": []})["params"]
+            joined[key] = {**group, "params": [*before, *group["params"]]}
+        return list(joined.values())
+
+    def _move(self, parameter: nn.Parameter, group: dict[str, Any]) -> None:
+        from lexrec.kernels import _adam_triton
+
+        assert parameter.grad is not None
+        state = self._state(parameter)
+        state["step"] += 1
+        lr_1 = torch.as_tensor(group["lr"], device=parameter.device)
+        rates = _adam_triton.Rates(lr_1, group["betas"], group["weight_decay"], group["eps"])
+        _adam_triton.step(
+            parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"], state["step"], rates
+        )
+
+    def _move_together(self, moved: list[nn.Parameter], group: dict[str, Any]) -> None:
+        states = [self._state(p) for p in moved]
+        adamw(
+            moved,
+            [p.grad for p in moved],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            fused=True,
+            capturable=any(p.is_cuda for p in moved),
+            amsgrad=False,
+            maximize=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Moments by the number of their parameter, and the groups' settings."""
@@ -96,6 +124,10 @@ class AdamW:
             mean, square = torch.zeros_like(parameter), torch.zeros_like(parameter)
             self.state[parameter] = {"step": step, "exp_avg": mean, "exp_avg_sq": square}
         return self.state[parameter]
+
+
+def _is_large(parameter: nn.Parameter) -> bool:
+    return parameter.is_cuda and parameter.numel() >= _LARGE and parameter.dtype == torch.float32
 
 
 def build_optimizer(module: nn.Module, config: TrainConfig) -> AdamW:

@@ -1,10 +1,13 @@
 """What a recipe says of Adam reaches Adam."""
 
+import os
+
 import pytest
 import torch
 
 from lexrec.config import RunConfig, TrainConfig, load_recipe
 from lexrec.errors import ConfigError
+from lexrec.training import optimizer as optimizer_module
 from lexrec.training.optimizer import AdamW, build_optimizer, set_lr
 
 
@@ -38,6 +41,38 @@ def test_steps_are_those_of_pytorchs_class() -> None:
             resumed.load_state_dict(mine.state_dict())
             mine = resumed
     assert mine.state[ours.bias]["step"].item() == 5
+
+
+def walk(device: str) -> float:
+    """How far ours and PyTorch's are from each other after a few steps of a large weight and a small one."""
+    torch.manual_seed(0)
+    ours, theirs = (torch.nn.Linear(256, 300).to(device) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    config = TrainConfig(lr=0.01, betas=(0.8, 0.99), weight_decay=0.1)
+    mine = build_optimizer(ours, config)
+    groups = [{"params": [theirs.weight]}, {"params": [theirs.bias], "weight_decay": 0.0}]
+    other = torch.optim.AdamW(groups, lr=0.01, betas=(0.8, 0.99), weight_decay=0.1)
+    for step in range(5):
+        x_ND = torch.randn(5, 256, device=device) * 10.0 ** (2 - step)
+        for layer, optimizer in ((ours, mine), (theirs, other)):
+            optimizer.zero_grad()
+            layer(x_ND).square().sum().backward()
+            optimizer.step()
+    assert mine.state[ours.weight]["step"].item() == 5
+    return float((ours.weight - theirs.weight).detach().abs().max())
+
+
+def test_the_kernel_for_large_weights_is_adamw(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("here kernels are compiled: its test on a GPU says what this would")
+    monkeypatch.setattr(optimizer_module, "_is_large", lambda parameter: parameter.ndim == 2)
+    assert walk("cpu") < 2e-7
+
+
+@pytest.mark.gpu
+def test_a_gpu_walks_as_pytorch_does() -> None:
+    assert walk("cuda") < 5e-6
 
 
 def test_gradients_are_dropped_or_zeroed() -> None:
