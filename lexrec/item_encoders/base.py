@@ -121,8 +121,10 @@ class ScoringTable:
     def score_items(self, hidden_ND: Tensor, item_NK: Tensor) -> Tensor:
         """Logits of chosen items, [N, K]; index 0 (padding) must not occur."""
         query_ND = self.query(hidden_ND)
-        if self.table_RD is not None and not self.normalise:
-            logit_NK = score_rows(query_ND, self.table_RD, item_NK)
+        # Where more are chosen than there are rows, each is normalised once and not each time it is chosen.
+        if self.table_RD is not None and not (self.normalise and item_NK.numel() < len(self.table_RD)):
+            table_RD = F.normalize(self.table_RD, dim=-1) if self.normalise else self.table_RD
+            logit_NK = score_rows(query_ND, table_RD, item_NK)
         else:
             row_NKD = self.take(item_NK)
             logit_NK = dot_rows(query_ND, F.normalize(row_NKD, dim=-1) if self.normalise else row_NKD)

@@ -1,6 +1,7 @@
 """Losses by hand, and negatives that are never the target."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -119,8 +120,12 @@ def test_a_head_normalises_scales_and_shifts() -> None:
     cosine_NI = F.cosine_similarity(hidden_ND[:, None], weight_ID[None], dim=2)
     assert_close(table.score(hidden_ND), 20 * cosine_NI + bias_I)
     assert_close(table.score(hidden_ND, 3, 5), (20 * cosine_NI + bias_I)[:, 2:4])
-    item_NK = torch.tensor([[1, 6], [2, 2], [5, 3]])
-    assert_close(table.score_items(hidden_ND, item_NK), (20 * cosine_NI + bias_I).gather(1, item_NK - 1))
+    stored = replace(table, table_RD=torch.cat([torch.zeros(1, 4), weight_ID]))
+    few_NK = torch.tensor([[1, 6], [2, 2], [5, 3]])
+    for item_NK in (few_NK, few_NK.repeat(1, 20)):  # As many as rows or more are read another way.
+        wanted_NK = (20 * cosine_NI + bias_I).gather(1, item_NK - 1)
+        assert_close(table.score_items(hidden_ND, item_NK), wanted_NK)
+        assert_close(stored.score_items(hidden_ND, item_NK), wanted_NK)
 
 
 def test_weights_leave_unused_slots_out() -> None:
