@@ -60,9 +60,9 @@ def choose(
         given = (query_MD[first:], token_VD, log_3V, scale)
         sizes = (first, V, P, n_places, query_MD.stride(0), token_VD.stride(0))
         best_MP, score_MX = (scale.new_empty(n, X) for X in (P, G * k))
-        BM = 64 if n >= 512 else 16
-        grid = (triton.cdiv(P, 64), triton.cdiv(n, BM))
-        _maxima[grid](*given, best_MP, n, *sizes, G, **fixed, BM=BM, BP=64, num_warps=4)
+        tile = _maxima_blocks(n)
+        grid = (triton.cdiv(P, tile["BP"]), triton.cdiv(n, tile["BM"]))
+        _maxima[grid](*given, best_MP, n, *sizes, G, **fixed, **tile)
         blocks = _best_blocks(P, G, k)
         _best[(n,)](*given, best_MP, score_MX, part_MK, *sizes, k, **fixed, **blocks, SORTS=in_order)
     return chosen_MK
@@ -96,6 +96,10 @@ def n_groups(n_tokens: int, size: int) -> int:
     """Groups of that size, all of them with a token; in sixteens where it can be, for aligned reads."""
     exact = -(-n_tokens // size)
     return min(n_tokens, -(-exact // 16) * 16)
+
+
+def _maxima_blocks(n_rows: int) -> dict[str, int]:
+    return {"BM": 64 if n_rows >= 512 else 16, "BP": 64, "num_warps": 4}
 
 
 def _best_blocks(P: int, G: int, k: int) -> dict[str, int]:
