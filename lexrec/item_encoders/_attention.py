@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lexrec.item_encoders._mltfr_config import MltfrConfig
-from lexrec.kernels.dense import drop, linear
+from lexrec.kernels.dense import added_linear, drop
 
 
 class Chosen(NamedTuple):
@@ -70,11 +70,15 @@ class CrossAttention(nn.Module):
 
     def asked(self, query_UQD: Tensor) -> Tensor:
         """The queries of all heads, side by side."""
-        return linear(query_UQD, self.query.weight, self.query.bias)
+        return self._mapped(query_UQD, self.query, 0.0)
 
     def answered(self, mixed_UQD: Tensor) -> Tensor:
         """What goes out, given the mixed values of all heads."""
-        return self.dropped(linear(mixed_UQD, self.out.weight, self.out.bias))
+        return self._mapped(mixed_UQD, self.out, self.dropout.p if self.training else 0.0)
+
+    def _mapped(self, x_UQD: Tensor, layer: nn.Linear, dropout: float) -> Tensor:
+        y_ND = added_linear(x_UQD.flatten(0, 1), layer.weight, layer.bias, None, dropout)
+        return y_ND.view_as(x_UQD)
 
     def dropped(self, x: Tensor) -> Tensor:
         return drop(x, self.dropout.p) if self.training else x

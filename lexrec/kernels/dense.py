@@ -48,23 +48,25 @@ def added_linear(
     x_ND: Tensor,
     weight_ED: Tensor,
     bias_E: Tensor | None,
-    onto_NE: Tensor,
+    onto_NE: Tensor | None,
     dropout: float,
     activation: Activation = "",
 ) -> Tensor:
-    """`onto + drop(linear(activation(x)))`, [N, E] in the type of `onto`.
+    """`onto + drop(linear(activation(x)))`, [N, E] in the type of `onto`, or of `linear` where that is None.
 
     Args:
         x_ND: what the layer reads, before the activation.
         weight_ED: weights.
         bias_E: bias.
-        onto_NE: the residual.
+        onto_NE: the residual; None: nothing is added.
         dropout: share of the layer's outputs that is dropped; 0 where nothing is trained.
         activation: of x; none by default.
     """
-    if bias_E is None or not trains_in_16_bits(x_ND) or onto_NE.dtype != torch.float32:
+    is_served = onto_NE is None or onto_NE.dtype == torch.float32
+    if bias_E is None or not is_served or not trains_in_16_bits(x_ND):
         added_NE = linear(activated(x_ND, activation), weight_ED, bias_E)
-        return onto_NE + (drop(added_NE, dropout) if dropout else added_NE)
+        added_NE = drop(added_NE, dropout) if dropout else added_NE
+        return added_NE if onto_NE is None else onto_NE + added_NE
     form = 0.0, activation, dropout, torch.get_autocast_dtype("cuda")
     y_NE: Tensor = _AddedLinear.apply(x_ND, weight_ED, bias_E, onto_NE, form)  # type: ignore[no-untyped-call]
     return y_NE
@@ -159,7 +161,7 @@ class _AddedLinear(torch.autograd.Function):
         x_ND: Tensor,
         weight_ED: Tensor,
         bias_E: Tensor,
-        onto_NE: Tensor,
+        onto_NE: Tensor | None,
         form: _Form,
     ) -> Tensor:
         from lexrec.kernels import _dropout_triton, _linear_triton
@@ -178,7 +180,7 @@ class _AddedLinear(torch.autograd.Function):
         x_ND, weight_ED, bias_E, seed_1 = ctx.saved_tensors
         layer = _linear_triton.Layer(weight_ED, bias_E, None, *ctx.form)
         of = _linear_triton.backward(grad_NE, x_ND, layer, None, seed_1)
-        return of.x_ND, of.weight_ED, of.bias_E, grad_NE, None
+        return of.x_ND, of.weight_ED, of.bias_E, grad_NE if ctx.needs_input_grad[3] else None, None
 
 
 class _Linear(torch.autograd.Function):

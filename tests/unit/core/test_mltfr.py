@@ -293,6 +293,28 @@ def test_reading_a_table_once_gives_the_same_numbers(
         assert_close(grads_once[name], grad, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("options", [{}, {"interest": "sequence", "k": 30}, {"refresh": 0.5}])
+def test_a_gpu_takes_the_step_of_a_cpu(options: dict[str, object]) -> None:
+    """Time after time: streams that read what was not made yet, or no longer is there, would show."""
+    on_cpu, on_gpu = (encoder(dropout=0.0, dim=64, **options) for _ in range(2))
+    on_gpu = on_gpu.cuda()
+    rows = torch.randint(1, N_ITEMS + 1, (100, 30), generator=torch.Generator().manual_seed(0)).tolist()
+    batch = packed(collate(rows, 30))
+    pull_BLD = torch.randn(100, 30, 64, generator=torch.Generator().manual_seed(0))
+    x_BLD = on_cpu(batch).x_BLD
+    (x_BLD * pull_BLD).sum().backward()
+    for _ in range(5):
+        on_gpu.zero_grad(set_to_none=True)
+        found_BLD = on_gpu(batch.to("cuda")).x_BLD
+        (found_BLD * pull_BLD.cuda()).sum().backward()
+        assert_close(found_BLD.cpu(), x_BLD, rtol=1e-4, atol=1e-4)
+        for (name, ours), theirs in zip(on_gpu.named_parameters(), on_cpu.parameters(), strict=True):
+            assert ours.grad is not None, name
+            assert theirs.grad is not None, name
+            assert (ours.grad.cpu() - theirs.grad).norm() <= 1e-3 * theirs.grad.norm() + 1e-3, name
+
+
 class Shapes(TorchDispatchMode):
     """Keeps the shape of every tensor that is made, views of overlapping rows apart."""
 

@@ -120,6 +120,7 @@ def test_without_a_gpu_they_are_pytorchs_own() -> None:
     assert torch.equal(found_ND, x_ND + down(F.gelu(inner_NE)))
     dropped_ND = added_linear(inner_NE, down.weight, down.bias, x_ND, 0.5)
     assert (dropped_ND == x_ND).float().mean().item() == pytest.approx(0.5, abs=0.25)
+    assert torch.equal(added_linear(inner_NE, down.weight, down.bias, None, 0.0), down(inner_NE))
 
 
 class Sublayer(nn.Module):
