@@ -1,7 +1,7 @@
 """One step of AdamW on one large tensor.
 
-PyTorch's fused step cuts tensors into chunks of 65,536 numbers, one a multiprocessor: eleven of them for an item
-table of 10,000 rows, most of a GPU idle. Here a program takes a thousand numbers.
+PyTorch's fused step cuts tensors into chunks of 65,536 numbers, one a multiprocessor: eleven of them for an
+item table of 10,000 rows, most of a GPU idle. Here a program takes a thousand numbers.
 
 Dimension key: N numbers of the tensor, n: of one program.
 """

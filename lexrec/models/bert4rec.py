@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from lexrec.data.batch import Batch, Places, with_slots
 from lexrec.item_encoders.base import ItemEncoder, ScoringTable
+from lexrec.kernels.place import placed
 from lexrec.models._layers import Attention, Dropout, LayerNorm, Linear, Newest, Rows, init_normal
 from lexrec.models.base import Encoded, ModelConfig, SequenceModel, append
 
@@ -89,8 +90,8 @@ class BERT4Rec(SequenceModel):
         """States of what the rows of the last block ask for, and auxiliary losses."""
         embedded = self.items(batch)
         places = Places.of(batch)
-        x_BLD = embedded.x_BLD + self.position.weight[-places.length :]
-        x_ND = self.dropout(self.input_norm(places.pack(x_BLD)))
+        x_ND = placed(embedded.x_BLD, self.position.weight, places, 0.0)
+        x_ND = self.dropout(self.input_norm(x_ND))
         for i, block in enumerate(self.blocks):
             x_ND = block(x_ND, rows[i])
             if i == 0 and embedded.after_block0_BLD is not None:

@@ -56,7 +56,7 @@ def loss_at_positions(model: SequenceModel, targets: Targets, config: LossConfig
         hidden_MD = hidden_BLD.flatten(0, 1)
         hidden_ND = pick_rows(hidden_MD, targets.position_N.clamp(max=len(hidden_MD) - 1))
     loss = mean_loss(hidden_ND, model.scoring(), targets, config)
-    return {"loss": loss + sum(aux.values()), config.loss: loss, **aux}
+    return {"loss": loss + sum(aux.values()) if aux else loss, config.loss: loss, **aux}
 
 
 def mean_loss(hidden_ND: Tensor, table: ScoringTable, targets: Targets, config: LossConfig) -> Tensor:

@@ -4,7 +4,7 @@ Every position of a window is trained at once, so an epoch reads each user once.
 no position sees a later one; `allow_leak` trains one that does (MLTFR's published form), and every result
 says so.
 
-Dimension key: B rows, L positions, N slots, D width.
+Dimension key: B rows, L positions, W = L + 1 of a window, N slots, D width.
 """
 
 from typing import Literal
@@ -12,8 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lexrec.data.batch import PAD, Batch, with_slots
+from lexrec.data.batch import Batch
 from lexrec.errors import ConfigError
+from lexrec.kernels.shift import shift
 from lexrec.models.base import SequenceModel
 from lexrec.objectives._losses import LossConfig, draw_negatives, loss_at_positions
 from lexrec.objectives.base import Objective, Targets
@@ -50,19 +51,14 @@ class NextItem(Objective):
         )
 
     def prepare(self, batch: Batch, generator: torch.Generator) -> Targets:
-        item_BL = batch.item_BL
-        has_target_BL = (item_BL[:, :-1] != PAD) & (item_BL[:, 1:] != PAD)
-        B, L = has_target_BL.shape
+        B, W = batch.item_BL.shape
+        shifted = shift(batch, B * (W - 1) if batch.capacity is None else batch.capacity)
         time_BL = None if batch.time_BL is None else batch.time_BL[:, :-1]
         # A lone event has no predecessor: it is a target without input, and the row stays empty.
-        inputs = Batch(item_BL[:, :-1] * has_target_BL, has_target_BL.sum(1), batch.user_B, time_BL)
-        inputs = with_slots(inputs, B * L if batch.capacity is None else batch.capacity)
-        assert inputs.slot_N is not None
-        is_used_N = inputs.slot_N < B * L
-        target_N = item_BL[:, 1:].flatten()[inputs.slot_N.clamp(max=B * L - 1)]
-        target_N = torch.where(is_used_N, target_N, 1)
+        inputs = Batch(shifted.item_BL, shifted.length_B, batch.user_B, time_BL, shifted.slot_N)
+        target_N = shifted.target_N
         negative_NK = draw_negatives(target_N, self.n_items, self.config, generator)
-        return Targets(inputs, inputs.slot_N, target_N, is_used_N.float(), negative_NK)
+        return Targets(inputs, shifted.slot_N, target_N, shifted.weight_N, negative_NK)
 
     def loss(self, model: SequenceModel, batch: Batch, targets: Targets) -> dict[str, Tensor]:
         return loss_at_positions(model, targets, self.config)

@@ -19,7 +19,8 @@ _RATE = "lr_on_host"
 class AdamW:
     """AdamW in one pass over each weight: what `torch.optim.AdamW(fused=True)` does, by the same function.
 
-    Large weights on a GPU have a kernel of ours (`kernels/_adam_triton.py`). PyTorch's class loads PyTorch's compiler when it is made, a second and 150 MiB that no step here has a use for.
+    Large weights on a GPU have a kernel of ours (`kernels/_adam_triton.py`). PyTorch's class loads its
+    compiler when it is made, a second and 150 MiB that no step here has a use for.
 
     Args:
         groups: dictionaries with `params`, and any of the settings in place of those below.
@@ -82,8 +83,8 @@ class AdamW:
     def _move_together(self, moved: list[nn.Parameter], group: dict[str, Any]) -> None:
         states = [self._state(p) for p in moved]
         adamw(
-            moved,
-            [p.grad for p in moved],
+            list[Tensor](moved),
+            [p.grad for p in moved if p.grad is not None],
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
             [],
