@@ -133,17 +133,24 @@ def _line(name: str, arm: dict[str, Any]) -> list[str]:
     if "parameters" not in arm:
         return line + [""] * 6
     n_steps = arm["steps"] + arm["steps_before"]
-    flops = (arm["flops"] or {}).get("step")
+    flops = _flops(arm)
     return [
         *line,
         f"{arm['parameters'] / 1e6:.1f}",
         f"{arm['parameters_total'] / 1e6:.1f}",
         f"{n_steps:,.0f}",
         f"{arm['tokens'] / 1e6:.2f}",
-        # Of rounds that read unlike prompts it is the second's, for all steps.
-        "" if flops is None else f"{flops * n_steps / 1e15:.2f}",
+        "" if flops is None else f"{flops / 1e15:.2f}",
         f"{arm['seconds']:.0f}",
     ]
+
+
+def _flops(arm: dict[str, Any]) -> float | None:
+    """Of all steps, each round's its own; None where they could not be counted."""
+    counted = arm["flops"] or {}
+    rounds = [(arm["steps"], counted), (arm["steps_before"], counted.get("before", {}))]
+    steps = [(n_steps, flops.get("step")) for n_steps, flops in rounds if n_steps]
+    return None if any(each is None for _, each in steps) else sum(n * each for n, each in steps)
 
 
 def _arguments() -> argparse.Namespace:

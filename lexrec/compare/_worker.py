@@ -43,6 +43,7 @@ def work(task: dict[str, Any]) -> None:
     """Do what of the task is not done yet."""
     from lexrec.data.dataset import Dataset
     from lexrec.run_dir import write_json
+    from lexrec.training.rounds import first_config
     from lexrec.training.train import build_step
 
     dataset, folder = Dataset.load(task["data"]), Path(task["out"])
@@ -62,7 +63,11 @@ def work(task: dict[str, Any]) -> None:
         for folder in (run.path, run.round(1)):
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     if task["flops"] and isinstance(config, RunConfig):
-        write_json(Path(task["flops"]), _flops(build_step(config, dataset, run.tables()), dataset, config))
+        flops = _flops(build_step(config, dataset, run.tables()), dataset, config)
+        if config.first and not isinstance(config.first, str):
+            before = first_config(config)
+            flops["before"] = _flops(build_step(before, dataset, run.tables()), dataset, before)
+        write_json(Path(task["flops"]), flops)
 
 
 def _measured(task: dict[str, Any], config: AnyRunConfig, dataset: "Dataset") -> "RunDir":

@@ -195,6 +195,7 @@ def test_evaluate_prints_ways_beside_each_other(
     assert tree["protocol"]["queries"]["column"] == "category"
     assert tree["protocol"]["seen"] == "remove"
     assert set(tree["ways"]) >= {TRAINED, NEW, f"{popular.path}, filter"}
+    assert json.loads((asked.path / "evaluations" / "test-queries-category.json").read_text()) == tree
     assert main(words) == 0
     out = capsys.readouterr().out
     assert "test events asked for by 3 values of category" in out

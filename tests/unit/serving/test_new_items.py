@@ -153,7 +153,9 @@ def test_the_verbs_take_a_file_of_new_items(
     assert "items without a training event" in out
     assert "rows from texts" in out
     assert main(["evaluate", str(ids.path), "--new-items", "--json"]) == 0
-    assert set(json.loads(capsys.readouterr().out)["ways"]) >= {"random", "popularity", "similar texts"}
+    found = json.loads(capsys.readouterr().out)
+    assert set(found["ways"]) >= {"random", "popularity", "similar texts"}
+    assert json.loads((ids.path / "evaluations" / "test-new-items.json").read_text()) == found
 
 
 def test_bad_tables_of_new_items_are_refused(ids: RunDir, data: Path, tmp_path: Path) -> None:
