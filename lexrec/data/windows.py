@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lexrec.data._chunks import CHUNK
-from lexrec.data.batch import PAD, Batch
+from lexrec.data.batch import Batch
 from lexrec.data.dataset import Dataset
 
 _SLOT_ROUNDING = 64
@@ -46,11 +46,13 @@ class Windows:
         place_BL = end_B[:, None] + self.age_L
         is_item_BL = place_BL >= start_B[:, None]
         place_BL = place_BL.clamp(min=0)
-        item_BL = self.item_N[place_BL].long().masked_fill(~is_item_BL, PAD)
+        item_BL = self.item_N[place_BL].mul_(is_item_BL).long()  # PAD is 0
         time_BL = None
         if self.time_N is not None:
             time_BL = self.time_N[place_BL].masked_fill(~is_item_BL, 0)
-        return Batch(item_BL, is_item_BL.sum(1), user_B, time_BL, capacity=capacity)
+        # Not the sum of `is_item`, which takes a GPU as long as the gather.
+        length_B = (end_B - start_B).clamp(max=self.length)
+        return Batch(item_BL, length_B, user_B, time_BL, capacity=capacity)
 
 
 class Spans(NamedTuple):
