@@ -109,8 +109,7 @@ class CrossAttention(nn.Module):
     def stacked(self, *before: nn.Linear) -> tuple[Tensor, Tensor]:
         """The maps of keys and values as one, weight and bias, behind those of `before`."""
         maps = (*before, self.key, self.value)
-        none_D = self.query.weight.new_zeros(len(self.query.weight))
-        biases: list[Tensor] = [none_D if one.bias is None else one.bias for one in maps]
+        biases = [_bias(one) for one in maps]
         weights: list[Tensor] = []
         weights.extend(one.weight for one in maps)
         return torch.cat(weights), torch.cat(biases)
@@ -120,6 +119,11 @@ class CrossAttention(nn.Module):
         if torch.is_autocast_enabled(table.device.type):
             return table  # autocast would only cast it back
         return table.to(self.key.weight.dtype)
+
+
+def _bias(layer: nn.Linear) -> Tensor:
+    bias_D: Tensor | None = layer.bias
+    return layer.weight.new_zeros(len(layer.weight)) if bias_D is None else bias_D
 
 
 def _weighted(x_UKD: Tensor, weight_UK: Tensor, bias_D: Tensor | None) -> Tensor:

@@ -84,8 +84,9 @@ class Mltfr(ItemEncoder):
         asked, places = self._interests(batch, e_BLD)
         added_UQD = self._added(asked, ready_E)
         added_BLD = added_UQD.view_as(e_BLD) if places is None else places.unpack(added_UQD[:, 0])
-        # Backbones that mix positions freely would carry what stands at padding into the items.
-        added_BLD = added_BLD * batch.is_item_BL[:, :, None]
+        if places is None or places.slot_N is None:
+            # Backbones that mix positions freely would carry what stands at padding into the items.
+            added_BLD = added_BLD * batch.is_item_BL[:, :, None]
         if self.config.inject == "input":
             return Embedded(e_BLD + added_BLD, plain.aux, plain.after_block0_BLD)
         if plain.after_block0_BLD is not None:

@@ -266,28 +266,48 @@ def row_products(
     BR: tl.constexpr,
     BW: tl.constexpr,
 ):
-    """Part of row^T table[token], [S, 3D, W]: chosen rows of the table are read once, and copied nowhere."""
-    part, w, d = tl.program_id(1), tl.program_id(0) * BW + tl.arange(0, BW), tl.arange(0, BD)
-    of_aligned_DW = tl.zeros([BD, BW], tl.float32)
-    of_key_DW, of_value_DW = tl.zeros([BD, BW], tl.float32), tl.zeros([BD, BW], tl.float32)
-    for first in range(part * R_part, min(part * R_part + R_part, R), BR):
-        r = first + tl.arange(0, BR)
-        token_R = tl.load(token_ptr + r, r < R, 0)
-        at_RW = token_R[:, None] * table_stride + w[None, :]
-        table_RW = tl.load(table_ptr + at_RW, (r < R)[:, None] & (w < W)[None, :], 0.0)
-        at_DR = r[None, :] * (3 * D) + d[:, None]
-        is_there_DR = (r < R)[None, :] & (d < D)[:, None]
-        aligned_DR = tl.load(row_ptr + at_DR, is_there_DR, 0.0)
-        key_DR = tl.load(row_ptr + D + at_DR, is_there_DR, 0.0)
-        value_DR = tl.load(row_ptr + 2 * D + at_DR, is_there_DR, 0.0)
-        of_aligned_DW += tl.dot(aligned_DR, table_RW, input_precision="ieee")
-        of_key_DW += tl.dot(key_DR, table_RW, input_precision="ieee")
-        of_value_DW += tl.dot(value_DR, table_RW, input_precision="ieee")
-    product_ptr += part.to(tl.int64) * 3 * D * W
-    at_DW, is_there_DW = d[:, None] * W + w[None, :], (d < D)[:, None] & (w < W)[None, :]
-    tl.store(product_ptr + at_DW, of_aligned_DW, is_there_DW)
-    tl.store(product_ptr + D * W + at_DW, of_key_DW, is_there_DW)
-    tl.store(product_ptr + 2 * D * W + at_DW, of_value_DW, is_there_DW)
+    """Parts of row^T table[token] and, by the last column of programs, of the sum of rows, [S, 3D * W + 3D].
+
+    Chosen rows of the table are read once, and copied nowhere.
+    """
+    part, d = tl.program_id(1), tl.arange(0, BD)
+    first, last = part * R_part, tl.minimum(part * R_part + R_part, R)
+    product_ptr += part.to(tl.int64) * (3 * D * (W + 1))
+    if tl.program_id(0) < tl.num_programs(0) - 1:
+        w = tl.program_id(0) * BW + tl.arange(0, BW)
+        of_aligned_DW, of_key_DW = tl.zeros([BD, BW], tl.float32), tl.zeros([BD, BW], tl.float32)
+        of_value_DW = tl.zeros([BD, BW], tl.float32)
+        for start in range(first, last, BR):
+            r = start + tl.arange(0, BR)
+            token_R = tl.load(token_ptr + r, r < R, 0)
+            at_RW = token_R[:, None] * table_stride + w[None, :]
+            table_RW = tl.load(table_ptr + at_RW, (r < R)[:, None] & (w < W)[None, :], 0.0)
+            of_aligned_DW = _added_product(of_aligned_DW, row_ptr, r, R, table_RW, D, BD)
+            of_key_DW = _added_product(of_key_DW, row_ptr + D, r, R, table_RW, D, BD)
+            of_value_DW = _added_product(of_value_DW, row_ptr + 2 * D, r, R, table_RW, D, BD)
+        at_DW, is_there_DW = d[:, None] * W + w[None, :], (d < D)[:, None] & (w < W)[None, :]
+        tl.store(product_ptr + at_DW, of_aligned_DW, is_there_DW)
+        tl.store(product_ptr + D * W + at_DW, of_key_DW, is_there_DW)
+        tl.store(product_ptr + 2 * D * W + at_DW, of_value_DW, is_there_DW)
+    else:
+        for i in tl.static_range(3):
+            sum_D = tl.zeros([BD], tl.float32)
+            for start in range(first, last, BR):
+                row_DR = _rows_across(row_ptr + i * D, start + tl.arange(0, BR), R, D, BD)
+                sum_D += tl.sum(row_DR.to(tl.float32), 1)
+            tl.store(product_ptr + 3 * D * W + i * D + d, sum_D, d < D)
+
+
+@triton.jit
+def _added_product(sum_DW, row_ptr, r, R, table_RW, D: tl.constexpr, BD: tl.constexpr):
+    return tl.dot(_rows_across(row_ptr, r, R, D, BD), table_RW, sum_DW, input_precision="ieee")
+
+
+@triton.jit
+def _rows_across(row_ptr, r, R, D: tl.constexpr, BD: tl.constexpr):
+    """A third of each row, [D, R]."""
+    d = tl.arange(0, BD)
+    return tl.load(row_ptr + r[None, :] * (3 * D) + d[:, None], (r < R)[None, :] & (d < D)[:, None], 0.0)
 
 
 @triton.jit

@@ -87,7 +87,8 @@ class Gradients(NamedTuple):
     query_UQD: Tensor
     row_RX: Tensor
     """Of the projected rows: of each choice in order, or of each token."""
-    scale: Tensor | None
+    scale_S: Tensor | None
+    """Parts of that of the scale."""
 
 
 def backward(asked: Asked, grad_UQD: Tensor) -> Gradients:
@@ -109,7 +110,7 @@ def backward(asked: Asked, grad_UQD: Tensor) -> Gradients:
     V = len(asked.projected_VX)
     if U * K > V:
         row_RX = torch.ops.aten.embedding_dense_backward(row_RX, asked.token_UK.flatten(), V, -1, False)
-    return Gradients(query_UQD, row_RX, None if asked.scale is None else of_scale_U.sum())
+    return Gradients(query_UQD, row_RX, None if asked.scale is None else of_scale_U)
 
 
 def _backward_of_one(asked: Asked, grad_U1D: Tensor) -> Gradients:
@@ -136,7 +137,12 @@ def _backward_of_one(asked: Asked, grad_U1D: Tensor) -> Gradients:
         summed_rows[(V,)](
             *vectors, order_C, start_V, sum_NX, *found, *numbers, **sizes, LEARNS=asked.scale is not None
         )
-    return Gradients(query_U1D, row_RX, None if asked.scale is None else of_scale_R.sum())
+    return Gradients(query_U1D, row_RX, None if asked.scale is None else of_scale_R)
+
+
+def n_scale_parts(token_UK: Tensor, n_tokens: int, n_queries: int) -> int:
+    """Parts that the gradient of the scale comes in."""
+    return len(token_UK) if n_queries > 1 else min(token_UK.numel(), n_tokens)
 
 
 def sorted_choices(token_UK: Tensor, n_tokens: int, n_queries: int) -> Order | None:
@@ -150,8 +156,8 @@ def sorted_choices(token_UK: Tensor, n_tokens: int, n_queries: int) -> Order | N
     return Order(order_C, sorted_C, torch.searchsorted(sorted_C, token_V, out_int32=True))
 
 
-def products(row_RX: Tensor, table_VW: Tensor, token_R: Tensor) -> Tensor:
-    """row_RX^T table_VW[token_R], float32 [X, W], without a copy of the table's rows."""
+def products(row_RX: Tensor, table_VW: Tensor, token_R: Tensor) -> tuple[Tensor, Tensor]:
+    """row_RX^T table_VW[token_R], [X, W], without a copy of the table's rows, and the sum of rows; float32."""
     (R, X), W = row_RX.shape, table_VW.shape[1]
     BD = max(16, triton.next_power_of_2(X // 3))
     # Three sums of BD x BW numbers stay in the registers of a program.
@@ -159,16 +165,16 @@ def products(row_RX: Tensor, table_VW: Tensor, token_R: Tensor) -> Tensor:
     n_columns = triton.cdiv(W, BW)
     n_parts = max(1, min(_PROGRAMS // n_columns, triton.cdiv(R, _TILES * BR)))
     R_part = triton.cdiv(R, n_parts * BR) * BR
-    product_SXW = torch.empty(n_parts, X, W, dtype=torch.float32, device=row_RX.device)
+    part_SN = torch.empty(n_parts, X * (W + 1), dtype=torch.float32, device=row_RX.device)
     sizes = {"D": X // 3, "BD": BD, "BR": BR, "BW": BW, "num_warps": 8}
-    row_products[(n_columns, n_parts)](
-        row_RX, table_VW, token_R, product_SXW, R, R_part, W, table_VW.stride(0), **sizes
+    row_products[(n_columns + 1, n_parts)](
+        row_RX, table_VW, token_R, part_SN, R, R_part, W, table_VW.stride(0), **sizes
     )
-    if n_parts == 1:
-        return product_SXW[0]
-    product_XW = torch.empty(X, W, dtype=torch.float32, device=row_RX.device)
-    parts_summed[(triton.cdiv(X * W, 1024),)](product_SXW, product_XW, n_parts, X * W, BN=1024)
-    return product_XW
+    sum_N = part_SN[0]
+    if n_parts > 1:
+        sum_N = torch.empty_like(sum_N)
+        parts_summed[(triton.cdiv(len(sum_N), 1024),)](part_SN, sum_N, n_parts, len(sum_N), BN=1024)
+    return sum_N[: X * W].view(X, W), sum_N[X * W :]
 
 
 def _factor(asked: Asked) -> Tensor:

@@ -163,6 +163,9 @@ def _by_kernels(
         dropout.share,
         n_heads,
     )
+    if scale is not None:
+        # Its parts are summed by the step behind, so that what waits for this one need not wait for a sum.
+        scale = scale.float().expand(kernels.n_scale_parts(token_UK, len(projected_VX), query_UQD.shape[1]))
     mixed_UQD: Tensor = _Attend.apply(query_UQD, row_RX, scale, asked, made)  # type: ignore[no-untyped-call]
     return mixed_UQD
 
@@ -191,10 +194,17 @@ class _Rows(torch.autograd.Function):
 
         table_VW, token_R = ctx.table_VW.to(row_RX.dtype), ctx.token_R
         if token_R is not None:
-            of_weight_XW = kernels.products(row_RX, table_VW, token_R)
+            of_weight_XW, of_bias_X = kernels.products(row_RX, table_VW, token_R)
         else:
-            of_weight_XW = row_RX.T @ table_VW
-        return of_weight_XW.to(ctx.dtypes[0]), column_sums(row_RX).to(ctx.dtypes[1]), None, None
+            of_weight_XW, of_bias_X = _product(row_RX, table_VW), column_sums(row_RX)
+        return of_weight_XW.to(ctx.dtypes[0]), of_bias_X.to(ctx.dtypes[1]), None, None
+
+
+def _product(row_RX: Tensor, table_RW: Tensor) -> Tensor:
+    """row^T table; of 16-bit numbers on a GPU in float32, which is what it is summed in."""
+    if row_RX.is_cuda and row_RX.element_size() == 2:
+        return torch.mm(row_RX.T, table_RW, out_dtype=torch.float32)
+    return row_RX.T @ table_RW
 
 
 class _Attend(torch.autograd.Function):
