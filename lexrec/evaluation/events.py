@@ -115,9 +115,12 @@ class Asked(NamedTuple):
 def batches(
     dataset: Dataset, events: Events, batch_size: int, max_len: int, *, trims: bool
 ) -> Iterator[Asked]:
-    """All events, `batch_size` at a time; where rows may be trimmed, short histories share short rows."""
+    """All events, `batch_size` at a time; where rows may be trimmed, short histories share short rows.
+
+    The longest come first: what they take of memory, the shorter ones take again.
+    """
     length_E = np.minimum(events.length_E, max_len)
-    order_E = np.argsort(length_E, kind="stable") if trims else np.arange(len(events))
+    order_E = np.argsort(-length_E, kind="stable") if trims else np.arange(len(events))
     for first in range(0, len(events), batch_size):
         pick_R = order_E[first : first + batch_size]
         length = max(int(length_E[pick_R].max()), 1) if trims else max_len

@@ -177,7 +177,12 @@ def _parts(scorer: Scorer, query: Any, aside: Aside, block: int | None) -> "Iter
         return
     tile = _TILES.get(query.device.type, _TILES["cpu"])
     block = min(block or (n_items if n_items <= tile.whole else BLOCK), n_items)
-    n_parts = max(1, -(-len(query) // max(_FEWEST_ROWS, tile.cells // block)))
+    n_rows = max(_FEWEST_ROWS, tile.cells // block)
+    if query.device.type == "cpu":
+        n_rows = (
+            1 << n_rows.bit_length() - 1
+        )  # Products are compiled for each shape, so there had better be few.
+    n_parts = max(1, -(-len(query) // n_rows))
     bounds = [len(query) * i // n_parts for i in range(n_parts + 1)]
     exclude, zero = aside.exclude.split(bounds), aside.zero.split(bounds)
     for i, (first, last) in enumerate(pairwise(bounds)):

@@ -90,8 +90,8 @@ def may_share(scorer: Scorer) -> bool:
     """True if batches are better encoded side by side, on a core each, than one after another on all."""
     if not isinstance(scorer, ModelScorer) or scorer.device.type != "cpu":
         return False
-    model = scorer.model
-    configs = (getattr(module, "config", None) for module in model.modules())
-    # Which batch gets which draw must not depend on who comes first.
+    configs = [getattr(module, "config", None) for module in scorer.model.modules()]
+    # Neither what is drawn for a batch nor who else is in it may depend on the number of cores.
     draws = any(getattr(config, "eval_noise", False) for config in configs)
-    return not draws and scorer.width <= _NARROW
+    pools = any(getattr(config, "pool", None) == "batch" for config in configs)
+    return scorer.width <= _NARROW and not draws and not pools

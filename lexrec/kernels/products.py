@@ -19,10 +19,22 @@ _FEWEST = 2**19
 
 def product(x_ND: Tensor, weight_ED: Tensor, bias_E: Tensor | None = None) -> Tensor:
     """`F.linear`, [..., N, E]: a new tensor, its sums in float32 in whichever order is the fastest."""
-    if x_ND.numel() * len(weight_ED) < _FEWEST or not _is_served(x_ND, weight_ED):
+    n_rows = x_ND.shape[:-1].numel()
+    if n_rows * weight_ED.numel() < _FEWEST or not _is_served(x_ND, weight_ED):
         return F.linear(x_ND, weight_ED, bias_E)
-    y_NE: Tensor = torch.ops.mkldnn._linear_pointwise(x_ND, weight_ED, bias_E, "none", [], "")
-    return y_NE
+    n_padded = _round(n_rows)
+    given_ND = x_ND.flatten(0, -2)
+    if n_padded != n_rows:
+        given_ND = x_ND.new_empty(n_padded, x_ND.shape[-1])
+        given_ND[:n_rows] = x_ND.flatten(0, -2)
+    y_NE: Tensor = torch.ops.mkldnn._linear_pointwise(given_ND, weight_ED, bias_E, "none", [], "")
+    return y_NE[:n_rows].view(*x_ND.shape[:-1], -1)
+
+
+def _round(n: int) -> int:
+    """The next of 1, 2, 3, 4, 6, 8, 12 ...: oneDNN compiles each shape and keeps half a megabyte of it."""
+    power = 1 << (n - 1).bit_length()
+    return 3 * power // 4 if n <= 3 * power // 4 else power
 
 
 def _is_served(x_ND: Tensor, weight_ED: Tensor) -> bool:
@@ -31,7 +43,7 @@ def _is_served(x_ND: Tensor, weight_ED: Tensor) -> bool:
         and x_ND.dtype == weight_ED.dtype == torch.float32
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
-        and torch.backends.mkldnn.is_available()
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and not torch.compiler.is_compiling()
         and not is_transformed()
     )

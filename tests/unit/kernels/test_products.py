@@ -1,0 +1,60 @@
+"""Products at inference on a CPU: those of float64, whichever library makes them."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lexrec.kernels import products
+from lexrec.kernels.products import product
+
+LARGE, SMALL = (170, 64, 64), (3, 5, 7)
+"""Rows, width in, width out: above and below what oneDNN is asked for."""
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize(
+    ("N", "D", "E"), [LARGE, SMALL, (1, 64, 9001), (129, 100, 333), (4097, 8, 16), (0, 8, 9)]
+)
+def test_products_are_those_of_float64(N: int, D: int, E: int, has_bias: bool) -> None:
+    x_ND, weight_ED, bias_E = torch.randn(N, D), torch.randn(E, D), torch.randn(E) if has_bias else None
+    exact_NE = F.linear(x_ND.double(), weight_ED.double(), None if bias_E is None else bias_E.double())
+    with torch.no_grad():
+        y_NE = product(x_ND, weight_ED, bias_E)
+        y_1NE = product(x_ND[None], weight_ED, bias_E)
+        of_columns_NE = product(x_ND.T.contiguous().T, weight_ED, bias_E)
+    torch.testing.assert_close(y_NE.double(), exact_NE, atol=1e-4, rtol=1e-5)
+    assert torch.equal(y_1NE, y_NE[None])
+    torch.testing.assert_close(of_columns_NE, y_NE, atol=1e-5, rtol=1e-5)
+
+
+def test_equal_rows_have_equal_products_wherever_they_stand() -> None:
+    weight_ED = torch.randn(12101, 64)
+    weight_ED[[3, 4000, 12095, 12100]] = weight_ED[77].clone()
+    for n in (4, 5, 64, 85):
+        with torch.no_grad():
+            y_NE = product(torch.randn(n, 64), weight_ED)
+        assert torch.equal(y_NE[:, [3, 4000, 12095, 12100]], y_NE[:, 77, None].expand(-1, 4))
+
+
+def test_few_shapes_are_compiled() -> None:
+    rounded = {products._round(n) for n in range(1, 4097)}
+    assert len(rounded) == 24
+    assert all(n <= products._round(n) <= max(n + 1, 1.5 * n) for n in range(1, 4097))
+
+
+def test_where_a_gradient_is_asked_for_there_is_one() -> None:
+    N, D, E = LARGE
+    x_ND, weight_ED = torch.randn(N, D, requires_grad=True), torch.randn(E, D)
+    product(x_ND, weight_ED).sum().backward()
+    torch.testing.assert_close(x_ND.grad, weight_ED.sum(0).expand(N, D), atol=1e-4, rtol=1e-4)
+
+
+def test_autocast_and_transformations_are_left_to_pytorch() -> None:
+    N, D, E = LARGE
+    x_ND, weight_ED = torch.randn(N, D), torch.randn(E, D)
+    with torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16):
+            assert product(x_ND, weight_ED).dtype == torch.bfloat16
+        each = torch.func.vmap(lambda x_D: product(x_D[None].expand(N, D), weight_ED))(x_ND[:3])
+        assert each.shape == (3, N, E)
+        assert product(x_ND.double(), weight_ED.double()).dtype == torch.float64

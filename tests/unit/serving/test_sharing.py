@@ -1,0 +1,84 @@
+"""Cores that share the work of real models change nothing but the time it takes."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
+
+import numpy as np
+import pytest
+import torch
+
+from lexrec.baselines.popularity import Popularity, PopularityConfig
+from lexrec.errors import RunError
+from lexrec.evaluation import scorer as scorers
+from lexrec.evaluation.evaluate import EvaluationConfig, evaluate
+from lexrec.evaluation.scorer import ModelScorer, may_share
+from lexrec.serving import scorer_ranker
+from lexrec.serving.scorer_ranker import ScorerRanker
+from tests.components import MAX_LEN, N_ITEMS, build
+from tests.worlds import world
+
+T = TypeVar("T")
+KINDS = [
+    ("sasrec", "id_embedding"),
+    ("sasrec", "mltfr"),
+    ("gru4rec", "id_embedding"),
+    ("bsarec", "id_embedding"),
+]
+HISTORIES = [[1 + (3 * u + 5 * t) % N_ITEMS for t in range(2 + u % (MAX_LEN + 4))] for u in range(60)]
+
+
+def by_threads(ask: Callable[[], T]) -> list[T]:
+    """The answers on one thread, and on two that share."""
+    before, answers = torch.get_num_threads(), []
+    try:
+        for n_threads in (1, 2):
+            torch.set_num_threads(n_threads)
+            answers.append(ask())
+    finally:
+        torch.set_num_threads(before)
+    return answers
+
+
+@pytest.mark.parametrize(("model", "encoder"), KINDS)
+def test_lists_are_the_same(monkeypatch: pytest.MonkeyPatch, model: str, encoder: str) -> None:
+    monkeypatch.setattr(scorer_ranker, "_ALONE", 0)
+    monkeypatch.setattr(scorer_ranker, "_FEWEST", 8)
+    ranker = ScorerRanker(ModelScorer(build(model, encoder)))
+    one, two = by_threads(lambda: ranker.rank([*HISTORIES, []], 5, [*HISTORIES, []]))
+    np.testing.assert_array_equal(one.item_BK, two.item_BK)
+    np.testing.assert_allclose(one.score_BK, two.score_BK, rtol=1e-5)
+    # As asked for one by one.
+    alone = [ranker.rank([history], 5, [history]).item_BK[0] for history in HISTORIES]
+    np.testing.assert_array_equal(two.item_BK[:-1], alone)
+
+
+@pytest.mark.parametrize(("model", "encoder"), KINDS)
+def test_evaluations_are_the_same(model: str, encoder: str) -> None:
+    dataset, scorer = world([[*h, 1, 2] for h in HISTORIES], N_ITEMS), ModelScorer(build(model, encoder))
+    settings = EvaluationConfig(batch_size=7)
+    one, two = by_threads(lambda: evaluate(scorer, dataset, settings))
+    assert may_share(scorer)
+    np.testing.assert_array_equal(one.rank_E, two.rank_E)
+    assert replace(one, rank_E=two.rank_E) == two
+
+
+def test_what_depends_on_the_batch_or_gains_nothing_is_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert may_share(ModelScorer(build("sasrec", "mltfr")))
+    assert not may_share(ModelScorer(build("sasrec", "mltfr", eval_noise=True)))
+    assert not may_share(ModelScorer(build("sasrec", "mltfr", interest="sequence", pool="batch")))
+    assert not may_share(Popularity(PopularityConfig()).fit(world([[1, 2, 3]], N_ITEMS)))
+    monkeypatch.setattr(scorers, "_NARROW", 31)
+    assert not may_share(ModelScorer(build("sasrec")))
+
+
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_a_broken_model_is_named_from_wherever_it_broke(n_threads: int) -> None:
+    model, before = build("sasrec"), torch.get_num_threads()
+    with torch.no_grad():
+        model.items.embedding.weight[3] = torch.nan
+    torch.set_num_threads(n_threads)
+    with pytest.raises(RunError, match="SASRec gives NaN scores for user"):
+        evaluate(ModelScorer(model), world(HISTORIES[2:], N_ITEMS))
+    assert torch.get_num_threads() == n_threads
+    torch.set_num_threads(before)
