@@ -157,7 +157,7 @@ def sorted_choices(token_UK: Tensor, n_tokens: int, n_queries: int) -> Order | N
 
 
 def products(row_RX: Tensor, table_VW: Tensor, token_R: Tensor) -> tuple[Tensor, Tensor]:
-    """row_RX^T table_VW[token_R], [X, W], without a copy of the table's rows, and the sum of rows; float32."""
+    """row_RX^T table_VW[token_R], [X, W], without a copy of rows, and the sum of rows; float32."""
     (R, X), W = row_RX.shape, table_VW.shape[1]
     BD = max(16, triton.next_power_of_2(X // 3))
     # Three sums of BD x BW numbers stay in the registers of a program.
