@@ -1,4 +1,4 @@
-"""`lexrec inspect RUN [RUN ...] --out DIR`, `--text FILE`, `--tasks NAME,NAME`, `--experts`."""
+"""`lexrec inspect RUN [RUN ...] [--out DIR]`, `--text FILE`, `--tasks NAME,NAME`, `--experts`."""
 
 import argparse
 import json
@@ -14,8 +14,10 @@ HELP = "look into a run's language model: what its neurons write, what it still 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Runs, what to look at, how."""
     parser.add_argument("runs", nargs="+", metavar="RUN", help="finished runs, of idiomoe but for --experts")
-    memory = parser.add_argument_group("key-value memory: what neurons write, items or text")
-    memory.add_argument("--out", type=Path, metavar="DIR", help="writes figures and pictures here")
+    memory = parser.add_argument_group("key-value memory, if nothing else is asked: what neurons write")
+    memory.add_argument(
+        "--out", type=Path, metavar="DIR", help="writes figures and pictures here (RUN/inspect)"
+    )
     memory.add_argument("--column", help="item column whose values are categories (category)")
     memory.add_argument("-k", type=int, default=20, help="nearest items and tokens of a neuron (20)")
     memory.add_argument("--tau", type=float, default=0.5, help="purity of a clustered neuron (0.5)")
@@ -39,40 +41,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Look, write, and print what was found."""
-    if args.out is None and args.text is None and args.tasks is None and not args.experts:
-        raise ConfigError(
-            "say what to look at: --out DIR (key-value memory), --text FILE (loss), --tasks NAMES (lm-eval), "
-            "--experts (token tables)"
-        )
     found: dict[str, Any] = {}
+    asks_other = args.text is not None or args.tasks is not None or args.experts
+    out = args.out if args.out is not None or asks_other else Path(args.runs[0]) / "inspect"
     if args.out is not None:
-        found["memory"] = _memory(args)
+        _require_free(args.out)
+    if out is not None:
+        found["memory"] = _memory(args, out)
     if args.text is not None:
         found["text"] = {name: _text(args, name) for name in args.runs}
     if args.tasks is not None:
         found["tasks"] = _tasks(args)
     if args.experts:
         found["experts"] = {name: _experts(args, name) for name in args.runs}
-    print(json.dumps(found)) if args.json else _print(found, args.out)
+    print(json.dumps(found)) if args.json else _print(found, out)
     return 0
 
 
-def _memory(args: argparse.Namespace) -> dict[str, Any]:
+def _memory(args: argparse.Namespace, out: Path) -> dict[str, Any]:
     from lexrec.serving._memory_plot import require_matplotlib
-    from lexrec.serving.memory import FILES, read_memory
+    from lexrec.serving.memory import read_memory
 
     require_matplotlib()
-    _require_free(args.out, FILES)
     memory = read_memory(args.runs, column=args.column, k=args.k, tau=args.tau, device=args.device)
-    memory.write(args.out)
+    memory.write(out)
     return memory.facts
 
 
-def _require_free(folder: Path, names: tuple[str, ...]) -> None:
+def _require_free(folder: Path) -> None:
     """Refuse a folder where an earlier result would be lost."""
+    from lexrec.serving.memory import FILES
+
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--out {folder} is a file; name a folder")
-    if taken := [name for name in names if (folder / name).exists()]:
+    if taken := [name for name in FILES if (folder / name).exists()]:
         raise ConfigError(f"--out {folder} already holds {', '.join(taken)}; choose another")
 
 

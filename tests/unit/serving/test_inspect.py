@@ -109,6 +109,13 @@ def test_runs_stand_side_by_side(runs, tmp_path, capsys) -> None:
     assert set(pq.read_table(out / "neurons.parquet")["expert"].to_pylist()) == {"text", "item", "all"}
 
 
+def test_a_run_alone_keeps_its_own_memory_and_is_looked_at_again(runs, capsys) -> None:
+    for k in (20, 10):
+        assert main(["inspect", str(runs[1].path), "-k", str(k)]) == 0
+        assert "random directions" in capsys.readouterr().out
+        assert json.loads((runs[1].path / "inspect" / "memory.json").read_text())["k"] == k
+
+
 def test_without_categories_affinity_alone_is_known(runs, tmp_path, capsys) -> None:
     out = tmp_path / "memory"
     (found,) = inspect(capsys, runs[0].path, "--out", out, "--column", "kind")["memory"]["runs"]
@@ -156,10 +163,6 @@ def test_tasks_of_lm_eval_are_run_on_both(runs, tmp_path, capsys) -> None:
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        (
-            [],
-            "say what to look at: --out DIR (key-value memory), --text FILE (loss), --tasks NAMES (lm-eval)",
-        ),
         (["--out", "{tmp}/m", "--column", "price"], "--column 'price': the items of"),
         (["--out", "{tmp}/m", "-k", "30"], "k=30 nearest of 24 items and 96 tokens; give 1 to 24"),
         (["--out", "{tmp}/m", "--tau", "2"], "tau=2.0 is no share of the nearest items"),
