@@ -11,6 +11,8 @@ Dimension key: N states, I items, D width, S shares, n, i, d: of one tile.
 
 # mypy: disable-error-code="untyped-decorator, no-untyped-def, no-untyped-call, import-untyped"
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -18,11 +20,27 @@ from torch import Tensor
 
 _LOG2E = tl.constexpr(1.4426950408889634)
 _LOWEST = tl.constexpr(-1.0e30)
-_TILE, _WIDE_TILE = 128, 64
-"""States, and items, of a tile; the second for rows wider than 128, which would not fit a small GPU."""
 _PROGRAMS = 264
 """Programs that keep a large GPU busy: twice the multiprocessors of an H100."""
 _MOST_SHARES = 16
+
+
+class Plan(NamedTuple):
+    """How a kernel cuts its work."""
+
+    own: int
+    """States, or items, of a program."""
+    other: int
+    """Items, or states, of each tile that it loops over."""
+    n_warps: int
+    n_stages: int
+    """Loads in flight."""
+
+
+_SUMS, _STATES, _ITEMS = Plan(128, 128, 4, 3), Plan(64, 128, 4, 3), Plan(128, 128, 4, 3)
+"""Of `_row_sums`, `_of_states`, `_of_items`."""
+_WIDE = Plan(64, 64, 4, 2)
+"""For rows wider than 128: at most 75 KiB of a multiprocessor."""
 
 
 def cross_entropy(
@@ -36,7 +54,7 @@ def cross_entropy(
     """As `cross_entropy.cross_entropy`; `dtype` is the 16-bit type that states and rows are rounded to."""
     if bias_I is None:
         bias_I = query_ND.new_empty(0, dtype=torch.float32)
-    loss_N, _, _ = _losses(query_ND, row_ID, target_N, weight_N, bias_I, dtype)
+    loss_N, *_ = _losses(query_ND, row_ID, target_N, weight_N, bias_I, dtype)
     loss: Tensor = loss_N.sum()
     return loss
 
@@ -49,17 +67,17 @@ def _losses(
     weight_N: Tensor,
     bias_I: Tensor,
     dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Weighted losses [N], log2-sums [N], and how many states there are up to the last one in use [1]."""
-    query_ND, row_ID = query_ND.to(dtype).contiguous(), row_ID.to(dtype).contiguous()
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Weighted losses [N], log2-sums [N], states up to the last one in use [1], and the rounded operands."""
+    query_ND, row_ID = (one.to(dtype, copy=True).contiguous() for one in (query_ND, row_ID))
     N, D = query_ND.shape
-    tile, tile_d, n_stages = _tile_of(D)
-    n_shares, share = _shares(N, len(row_ID), tile)
+    plan, tile_d = _plan(_SUMS, D), max(16, triton.next_power_of_2(D))
+    n_shares, share = _shares(N, len(row_ID), plan)
     top_SN = query_ND.new_empty(n_shares, N, dtype=torch.float32)
     total_SN = torch.empty_like(top_SN)
-    _row_sums[(triton.cdiv(N, tile), n_shares)](
-        query_ND, row_ID, bias_I, weight_N, top_SN, total_SN,
-        N, len(row_ID), D, share, len(bias_I) > 0, tile, tile, tile_d, num_warps=4, num_stages=n_stages,
+    _row_sums[(triton.cdiv(N, plan.own), n_shares)](
+        query_ND, row_ID, bias_I, weight_N, top_SN, total_SN, N, len(row_ID), D, share,
+        len(bias_I) > 0, plan.own, plan.other, tile_d, num_warps=plan.n_warps, num_stages=plan.n_stages,
     )  # fmt: skip
     loss_N = query_ND.new_empty(N, dtype=torch.float32)
     log_sum_N = torch.empty_like(loss_N)
@@ -68,7 +86,7 @@ def _losses(
         query_ND, row_ID, bias_I, weight_N, target_N, top_SN, total_SN, loss_N, log_sum_N, n_used_1,
         N, D, n_shares, len(bias_I) > 0, 32, triton.next_power_of_2(n_shares), tile_d,
     )  # fmt: skip
-    return loss_N, log_sum_N, n_used_1
+    return loss_N, log_sum_N, n_used_1, query_ND, row_ID
 
 
 @_losses.register_fake
@@ -79,9 +97,10 @@ def _(
     weight_N: Tensor,
     bias_I: Tensor,
     dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     of_N = query_ND.new_empty(len(query_ND), dtype=torch.float32)
-    return of_N, torch.empty_like(of_N), query_ND.new_empty(1, dtype=torch.int32)
+    query_ND, row_ID = (one.new_empty(one.shape, dtype=dtype) for one in (query_ND, row_ID))
+    return of_N, torch.empty_like(of_N), query_ND.new_empty(1, dtype=torch.int32), query_ND, row_ID
 
 
 @torch.library.custom_op("lexrec::cross_entropy_backward", mutates_args=())
@@ -93,30 +112,27 @@ def _gradients(
     bias_I: Tensor,
     log_sum_N: Tensor,
     n_used_1: Tensor,
-    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of states, rows and bias; `weight_N` holds the derivative by each state's own loss."""
-    of_types = query_ND.dtype, row_ID.dtype
-    # Rounded again rather than kept: a pass over them costs less than the memory.
-    query_ND, row_ID = query_ND.to(dtype).contiguous(), row_ID.to(dtype).contiguous()
+    """Float32 gradients of states, rows and bias; `weight_N` is the derivative by each state's own loss."""
     (N, D), n_items = query_ND.shape, len(row_ID)
-    tile, tile_d, n_stages = _tile_of(D)
-    has_bias = len(bias_I) > 0
-    n_shares, share = _shares(N, n_items, tile)
+    has_bias, tile_d = len(bias_I) > 0, max(16, triton.next_power_of_2(D))
+    plan = _plan(_STATES, D)
+    n_shares, share = _shares(N, n_items, plan)
     of_query_SND = query_ND.new_empty(n_shares, N, D, dtype=torch.float32)
-    _of_states[(triton.cdiv(N, 64), n_shares)](
-        query_ND, row_ID, bias_I, weight_N, target_N, log_sum_N, of_query_SND,
-        N, n_items, D, share, has_bias, 64, tile, tile_d, num_warps=4, num_stages=n_stages,
+    _of_states[(triton.cdiv(N, plan.own), n_shares)](
+        query_ND, row_ID, bias_I, weight_N, target_N, log_sum_N, of_query_SND, N, n_items, D, share,
+        has_bias, plan.own, plan.other, tile_d, num_warps=plan.n_warps, num_stages=plan.n_stages,
     )  # fmt: skip
-    n_shares, share = _shares(n_items, N, tile)
+    plan = _plan(_ITEMS, D)
+    n_shares, share = _shares(n_items, N, plan)
     of_row_SID = query_ND.new_empty(n_shares, n_items, D, dtype=torch.float32)
     of_bias_SI = query_ND.new_empty(n_shares, len(bias_I), dtype=torch.float32)
-    _of_items[(triton.cdiv(n_items, tile), n_shares)](
+    _of_items[(triton.cdiv(n_items, plan.own), n_shares)](
         query_ND, row_ID, bias_I, weight_N, target_N, log_sum_N, of_row_SID, of_bias_SI, n_used_1,
-        N, n_items, D, share, has_bias, tile, tile, tile_d, num_warps=4, num_stages=n_stages,
+        N, n_items, D, share,
+        has_bias, plan.own, plan.other, tile_d, num_warps=plan.n_warps, num_stages=plan.n_stages,
     )  # fmt: skip
-    of_query_ND, of_row_ID = _total(of_query_SND), _total(of_row_SID)
-    return of_query_ND.to(of_types[0]), of_row_ID.to(of_types[1]), _total(of_bias_SI)
+    return _total(of_query_SND), _total(of_row_SID), _total(of_bias_SI)
 
 
 @_gradients.register_fake
@@ -128,24 +144,23 @@ def _(
     bias_I: Tensor,
     log_sum_N: Tensor,
     n_used_1: Tensor,
-    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(query_ND), torch.empty_like(row_ID), torch.empty_like(bias_I)
+    of_query_ND, of_row_ID = (torch.empty_like(one, dtype=torch.float32) for one in (query_ND, row_ID))
+    return of_query_ND, of_row_ID, torch.empty_like(bias_I)
 
 
 def _save(ctx, inputs, output):
-    *inputs, ctx.dtype = inputs
-    _, log_sum_N, n_used_1 = output
-    ctx.save_for_backward(*inputs, log_sum_N, n_used_1)
-    ctx.mark_non_differentiable(log_sum_N, n_used_1)
+    query_ND, row_ID, target_N, weight_N, bias_I, _ = inputs
+    _, log_sum_N, n_used_1, *rounded = output
+    ctx.types = query_ND.dtype, row_ID.dtype
+    ctx.save_for_backward(*rounded, target_N, weight_N, bias_I, log_sum_N, n_used_1)
+    ctx.mark_non_differentiable(log_sum_N, n_used_1, *rounded)
 
 
-def _backward(ctx, grad_N, _log_sum, _n_used):
-    query_ND, row_ID, target_N, weight_N, bias_I, log_sum_N, n_used_1 = ctx.saved_tensors
-    of_query_ND, of_row_ID, of_bias_I = _gradients(
-        query_ND, row_ID, target_N, weight_N * grad_N, bias_I, log_sum_N, n_used_1, ctx.dtype
-    )
-    return of_query_ND, of_row_ID, None, None, of_bias_I, None
+def _backward(ctx, grad_N, *_):
+    query_ND, row_ID, target_N, weight_N, *rest = ctx.saved_tensors
+    of_query_ND, of_row_ID, of_bias_I = _gradients(query_ND, row_ID, target_N, weight_N * grad_N, *rest)
+    return of_query_ND.to(ctx.types[0]), of_row_ID.to(ctx.types[1]), None, None, of_bias_I, None
 
 
 _losses.register_autograd(_backward, setup_context=_save)
@@ -155,18 +170,16 @@ def _total(part_SX: Tensor) -> Tensor:
     return part_SX[0] if len(part_SX) == 1 else part_SX.sum(0)
 
 
-def _tile_of(width: int) -> tuple[int, int, int]:
-    """States and items of a tile, its width, and loads in flight: at most 75 KiB of a multiprocessor."""
-    tile_d = max(16, triton.next_power_of_2(width))
-    return (_TILE, tile_d, 3) if tile_d <= 128 else (_WIDE_TILE, tile_d, 2)
+def _plan(plan: Plan, width: int) -> Plan:
+    return plan if width <= 128 else _WIDE
 
 
-def _shares(n_blocks_of: int, n_looped_over: int, tile: int) -> tuple[int, int]:
+def _shares(n_own: int, n_other: int, plan: Plan) -> tuple[int, int]:
     """Shares that a loop is cut into so that there are enough programs, and the length of one."""
-    n_tiles = triton.cdiv(n_looped_over, tile)
-    wanted = min(max(1, _PROGRAMS // triton.cdiv(n_blocks_of, tile)), _MOST_SHARES, n_tiles)
+    n_tiles = triton.cdiv(n_other, plan.other)
+    wanted = min(max(1, _PROGRAMS // triton.cdiv(n_own, plan.own)), _MOST_SHARES, n_tiles)
     share = triton.cdiv(n_tiles, wanted)
-    return triton.cdiv(n_tiles, share), share * tile
+    return triton.cdiv(n_tiles, share), share * plan.other
 
 
 @triton.jit
@@ -176,11 +189,9 @@ def _tile(pointer, at, is_in, d, D):
 
 
 @triton.jit
-def _shift(bias, i, n_items, HAS_BIAS: tl.constexpr):
+def _shift(bias, i, n_items):
     """What is added to the items' scores in units of log 2; -inf beyond the last item."""
-    if HAS_BIAS:
-        return tl.load(bias + i, mask=i < n_items, other=float("-inf")) * _LOG2E
-    return tl.where(i < n_items, 0.0, float("-inf"))
+    return tl.load(bias + i, mask=i < n_items, other=float("-inf")) * _LOG2E
 
 
 @triton.jit
@@ -197,16 +208,39 @@ def _row_sums(
     last = tl.where(is_used, tl.minimum(first + share, n_items), first)
     top_n = tl.full([TILE_N], _LOWEST, tl.float32)
     total_n = tl.zeros([TILE_N], tl.float32)
-    for start in range(first, last, TILE_I):
-        i = start + tl.arange(0, TILE_I)
-        row_id = _tile(row, i, i < n_items, d, D)
-        score_ni = tl.dot(query_nd, tl.trans(row_id)) * _LOG2E + _shift(bias, i, n_items, HAS_BIAS)[None, :]
-        new_top_n = tl.maximum(top_n, tl.max(score_ni, 1))
-        total_n = total_n * tl.exp2(top_n - new_top_n) + tl.sum(tl.exp2(score_ni - new_top_n[:, None]), 1)
-        top_n = new_top_n
+    # The last tile of the catalogue apart: it alone has places of no item.
+    last_whole = first + (last - first) // TILE_I * TILE_I
+    for start in range(first, last_whole, TILE_I):
+        top_n, total_n = _add_tile(
+            top_n, total_n, query_nd, row, bias, start, n_items, D, HAS_BIAS, False, TILE_I, TILE_D
+        )
+    if last_whole < last:
+        top_n, total_n = _add_tile(
+            top_n, total_n, query_nd, row, bias, last_whole, n_items, D, HAS_BIAS, True, TILE_I, TILE_D
+        )
     at = tl.program_id(1) * N + n
     tl.store(top + at, top_n, mask=n < N)
     tl.store(total + at, total_n, mask=n < N)
+
+
+@triton.jit
+def _add_tile(
+    top_n, total_n, query_nd, row, bias, start, n_items, D,
+    HAS_BIAS: tl.constexpr, IS_PART: tl.constexpr, TILE_I: tl.constexpr, TILE_D: tl.constexpr,
+):  # fmt: skip
+    i, d = start + tl.arange(0, TILE_I), tl.arange(0, TILE_D)
+    score_ni = tl.dot(query_nd, tl.trans(_tile(row, i, i < n_items, d, D)))
+    if IS_PART:
+        score_ni = tl.where((i < n_items)[None, :], score_ni, float("-inf"))
+    if HAS_BIAS:
+        score_ni = score_ni * _LOG2E + _shift(bias, i, n_items)[None, :]
+        new_top_n = tl.maximum(top_n, tl.max(score_ni, 1))
+        part_ni = tl.exp2(score_ni - new_top_n[:, None])
+    else:
+        # Multiplied and subtracted in one instruction, which counts: there are N x I of them.
+        new_top_n = tl.maximum(top_n, tl.max(score_ni, 1) * _LOG2E)
+        part_ni = tl.exp2(score_ni * _LOG2E - new_top_n[:, None])
+    return new_top_n, total_n * tl.exp2(top_n - new_top_n) + tl.sum(part_ni, 1)
 
 
 @triton.jit
@@ -257,9 +291,12 @@ def _of_states(
     for start in range(first, last, TILE_I):
         i = start + tl.arange(0, TILE_I)
         row_id = _tile(row, i, i < n_items, d, D)
-        score_ni = tl.dot(query_nd, tl.trans(row_id)) * _LOG2E + _shift(bias, i, n_items, HAS_BIAS)[None, :]
+        # Places beyond the last item have a score of 0 and a row of zeros.
+        log_share_ni = tl.dot(query_nd, tl.trans(row_id)) * _LOG2E - log_sum_n[:, None]
+        if HAS_BIAS:
+            log_share_ni += _shift(bias, i, n_items)[None, :]
         is_target_ni = i[None, :] == target_n[:, None]
-        slope_ni = tl.exp2(score_ni - log_sum_n[:, None]) - tl.where(is_target_ni, 1.0, 0.0)
+        slope_ni = tl.exp2(log_share_ni) - tl.where(is_target_ni, 1.0, 0.0)
         out_nd = tl.dot(slope_ni.to(row_id.dtype), row_id, out_nd)
     at_nd = (tl.program_id(1) * N + n)[:, None] * D + d[None, :]
     tl.store(out + at_nd, out_nd * weight_n[:, None], mask=(n < N)[:, None] & (d < D)[None, :])
@@ -274,7 +311,8 @@ def _of_items(
     i = tl.program_id(0) * TILE_I + tl.arange(0, TILE_I)
     d = tl.arange(0, TILE_D)
     row_id = _tile(row, i, i < n_items, d, D)
-    shift_i = _shift(bias, i, n_items, HAS_BIAS)
+    if HAS_BIAS:
+        shift_i = _shift(bias, i, n_items)
     first = tl.program_id(1) * share
     last = tl.minimum(first + share, tl.load(n_used))
     out_id = tl.zeros([TILE_I, TILE_D], tl.float32)
@@ -285,10 +323,11 @@ def _of_items(
         weight_n = tl.load(weight + n, mask=n < N, other=0.0)
         target_n = tl.load(target + n, mask=n < N, other=-1)
         log_sum_n = tl.load(log_sum + n, mask=n < N, other=float("inf"))
-        score_in = tl.dot(row_id, tl.trans(query_nd)) * _LOG2E + shift_i[:, None]
+        log_share_in = tl.dot(row_id, tl.trans(query_nd)) * _LOG2E - log_sum_n[None, :]
+        if HAS_BIAS:
+            log_share_in += shift_i[:, None]
         is_target_in = i[:, None] == target_n[None, :]
-        slope_in = tl.exp2(score_in - log_sum_n[None, :]) - tl.where(is_target_in, 1.0, 0.0)
-        slope_in = slope_in * weight_n[None, :]
+        slope_in = tl.exp2(log_share_in) * weight_n[None, :] - tl.where(is_target_in, weight_n[None, :], 0.0)
         out_id = tl.dot(slope_in.to(query_nd.dtype), query_nd, out_id)
         if HAS_BIAS:
             out_i += tl.sum(slope_in, 1)

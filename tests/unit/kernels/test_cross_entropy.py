@@ -179,8 +179,9 @@ def test_kernels_are_exact(size: Size, interpreted: Interpreted) -> None:
 
 def test_kernels_share_a_long_catalogue(interpreted: Interpreted, monkeypatch: pytest.MonkeyPatch) -> None:
     kernels = interpreted("_cross_entropy_triton")
-    assert kernels._shares(100, 10_445, 128) == (14, 768)
-    assert kernels._shares(51_200, 10_445, 128) == (1, 10_496)
+    plan = kernels.Plan(128, 128, 4, 3)
+    assert kernels._shares(100, 10_445, plan) == (14, 768)
+    assert kernels._shares(51_200, 10_445, plan) == (1, 10_496)
     monkeypatch.setattr(kernels, "_PROGRAMS", 1)
     problem = Problem.of(Size(130, 400, 16))
     problem.hold(kernels.cross_entropy(*problem.asked(), torch.float16), 1e-3)
