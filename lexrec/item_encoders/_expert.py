@@ -60,6 +60,7 @@ class TokenExpert(nn.Module):
         self.align = nn.Linear(width, dim)
         self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale), requires_grad=config.learn_scale)
         self.attention = CrossAttention(width, dim, config)
+        self.eval_noise = config.eval_noise
         if config.filter == "frozen":
             self.align.requires_grad_(False)
             self.logit_scale.requires_grad_(False)
@@ -154,7 +155,7 @@ class TokenExpert(nn.Module):
         return Chosen(token_MK, None, weight_MK)
 
     def _noise(self) -> ShiftedGumbel | None:
-        if not (self.training or self.config.eval_noise):
+        if not (self.training or self.eval_noise):
             return None
         return ShiftedGumbel(len(self.table_VW), self.table_VW.device)
 

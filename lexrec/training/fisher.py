@@ -265,8 +265,14 @@ def _parameters(step: Step, names: Sequence[str]) -> dict[str, Tensor]:
 @contextmanager
 def _mode(step: Step, *, training: bool) -> Iterator[None]:
     was_training = step.training
+    # The release's filter is noisy outside training too.
+    noisy = [] if training else [part for part in step.modules() if getattr(part, "eval_noise", False)]
     step.train(training)
     try:
+        for part in noisy:
+            part.eval_noise = False
         yield
     finally:
+        for part in noisy:
+            part.eval_noise = True
         step.train(was_training)

@@ -204,6 +204,27 @@ def test_the_papers_filter_has_gradients_too() -> None:
     assert found["experts.0.align.weight"].sum() > 0
 
 
+@pytest.mark.parametrize("model", ["bert4rec", "hstu", "gru4rec"])
+def test_the_releases_filter_is_measured_without_its_noise(model: str) -> None:
+    objective, more = ("cloze", {}) if model == "bert4rec" else ("next_item", {"allow_leak": True})
+    built = components.build(model, "mltfr", preset="release")
+    step = Step(built, components.build_objective(objective, loss="ce", **more)).double().train()
+    quiet = components.build(model, "mltfr", preset="release", eval_noise=False)
+    quiet.load_state_dict(built.state_dict())
+    names = [n for n, _ in built.items.named_parameters() if ".attention." in n]
+    batch = collate([row[-MAX_LEN:] for row in ROWS], MAX_LEN + step.objective.extra_events)
+    found = importance(step, [batch], DATA, names, generator())
+    assert_close(found, by_hand(Step(quiet.double(), step.objective), batch, names), rtol=1e-6, atol=1e-18)
+    assert max(float(value.max()) for value in found.values()) > 0
+    step.eval()
+    hidden_BLD = [step.model(targets_of(step, batch)).hidden_BLD for _ in range(2)]
+    assert not torch.equal(*hidden_BLD), "its noise came back"
+
+
+def targets_of(step: Step, batch: Batch) -> Batch:
+    return step.objective.prepare(batch, generator()).inputs
+
+
 def test_scalar_is_the_mean_over_an_experts_elements() -> None:
     step = mltfr("sasrec", "next_item", "ce")
     names = [n for n, _ in step.model.items.named_parameters() if ".attention." in n]
