@@ -64,14 +64,12 @@ class Vocabulary:
 
     def split_known(self, ids: Iterable[Id]) -> tuple[list[int], list[Id]]:
         """Indexes of the known ids in order, and the unknown ids."""
-        known, unknown = [], []
-        for id_ in ids:
-            found = self._index.get(id_)
-            if found is None:
-                unknown.append(id_)
-            else:
-                known.append(found)
-        return known, unknown
+        given = list(ids)
+        found = [*map(self._index.get, given)]
+        if None not in found:
+            return found, []  # type: ignore[return-value]
+        known = [index for index in found if index is not None]
+        return known, [id_ for id_, index in zip(given, found, strict=True) if index is None]
 
     def id(self, index: int) -> Id:
         """External id of an index."""

@@ -300,10 +300,10 @@ class Recommender:
         self, ranked: Ranked, unknown: list[list[Id]], by_popularity: list[bool]
     ) -> Recommendations:
         n_B = (ranked.item_BK != PAD).sum(1).tolist()
-        rows = list(zip(ranked.item_BK, ranked.score_BK, n_B, strict=True))
+        ids, first = self.items.ids, self.items.first
         return Recommendations(
-            [self.items.take(item_K[:n]) for item_K, _, n in rows],
-            [score_K[:n].tolist() for _, score_K, n in rows],
+            [[ids[i - first] for i in row[:n]] for row, n in zip(ranked.item_BK.tolist(), n_B, strict=True)],
+            [row[:n] for row, n in zip(ranked.score_BK.tolist(), n_B, strict=True)],
             unknown,
             by_popularity,
         )

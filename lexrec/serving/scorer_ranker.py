@@ -4,6 +4,7 @@ Dimension key: B histories, R histories of one batch, K list length, S pairs set
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import lru_cache
 from typing import TypeVar
 
@@ -22,7 +23,7 @@ from lexrec.serving.ranker import Items, Ranked
 
 _BATCH = 256
 """Histories ranked at once."""
-_PIECES, _FEWEST = 4, 32
+_PIECES, _FEWEST = 4, 16
 """Where cores share the work: batches of one request, and histories of a batch that is worth one."""
 _KEPT_MASKS = 8
 _ALONE = 2**18
@@ -53,13 +54,16 @@ class ScorerRanker:
         item_BK = np.empty((len(histories), k), dtype=np.int64)
         score_BK = np.empty((len(histories), k), dtype=np.float32)
         is_allowed_I = None if allow is None else self._mask(allow.tobytes())
+        given = [np.asarray(history, dtype=np.int64) for history in histories]
+        if exclude is not None:
+            exclude = given if exclude is histories else [np.asarray(one, dtype=np.int64) for one in exclude]
 
         def best_of(pick_R: NDArray[np.int64]) -> tuple[NDArray[np.int64], TopK]:
-            query = self.scorer.encode(self._batch([histories[i] for i in pick_R]))
+            query = self.scorer.encode(self._batch([given[i] for i in pick_R]))
             hidden = None if exclude is None else _pairs([exclude[i] for i in pick_R])
             return pick_R, top_k(self.scorer, query, k, Aside.of(hidden, is_allowed_I))
 
-        for pick_R, best in self._each(best_of, histories):
+        for pick_R, best in self._each(best_of, given):
             item_BK[pick_R], score_BK[pick_R] = best.item_BK.cpu().numpy(), best.score_BK.cpu().numpy()
         return Ranked(item_BK, score_BK)
 
@@ -74,18 +78,17 @@ class ScorerRanker:
         n, most = len(histories), _BATCH
         length_B = np.array([len(history) for history in histories], dtype=np.int64)
         order_B = np.argsort(length_B, kind="stable") if self.scorer.trims else np.arange(n)
-        is_shared = n * self.n_items > _ALONE and may_share(self.scorer)
+        is_little = n * self.n_items <= _ALONE
+        is_shared = not is_little and may_share(self.scorer)
         if is_shared:
-            # So many that they end at nearly the same time: the longest come first.
+            # The longest first, and a few batches for each core: all are done at nearly the same time.
             order_B, most = order_B[::-1], min(_BATCH, max(_FEWEST, -(-n // _PIECES)))
         pieces = [order_B[first : first + most] for first in range(0, n, most)]
-        if is_shared and len(pieces) > 1:
+        if is_shared:
             yield from side_by_side(work, pieces)
-        elif n * self.n_items > _ALONE:
+            return
+        with one_thread() if is_little else nullcontext():
             yield from map(work, pieces)
-        else:
-            with one_thread():
-                yield from map(work, pieces)
 
     def _batch(self, histories: list[Items]) -> Batch:
         longest = max(1, *(len(history) for history in histories))
