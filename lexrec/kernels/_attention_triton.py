@@ -55,9 +55,10 @@ def _attend(
 ) -> Tensor:
     qkv_NM = qkv_NM.contiguous()
     D = qkv_NM.shape[1] // 3
-    y_ND = qkv_NM.new_zeros(len(qkv_NM), D)
-    _forward[(len(start_B), n_heads)](
-        qkv_NM, start_B, length_B, seed_1, y_ND, D, D // n_heads, (D // n_heads) ** -0.5,
+    N, B = len(qkv_NM), len(start_B)
+    y_ND = qkv_NM.new_empty(N, D)
+    _forward[(B, n_heads)](
+        qkv_NM, start_B, length_B, seed_1, y_ND, N, D, D // n_heads, (D // n_heads) ** -0.5,
         dropout, drop_below(dropout), causal, dropout > 0, *_tile_of(longest, D // n_heads), num_warps=4,
     )  # fmt: skip
     return y_ND
@@ -91,9 +92,10 @@ def _gradient(
 ) -> Tensor:
     qkv_NM, grad_ND = qkv_NM.contiguous(), grad_ND.contiguous()
     D = grad_ND.shape[1]
-    of_qkv_NM = torch.zeros_like(qkv_NM)
-    _backward[(len(start_B), n_heads)](
-        grad_ND, qkv_NM, start_B, length_B, seed_1, of_qkv_NM, D, D // n_heads, (D // n_heads) ** -0.5,
+    of_qkv_NM = torch.empty_like(qkv_NM)
+    N, B = len(qkv_NM), len(start_B)
+    _backward[(B, n_heads)](
+        grad_ND, qkv_NM, start_B, length_B, seed_1, of_qkv_NM, N, D, D // n_heads, (D // n_heads) ** -0.5,
         dropout, drop_below(dropout), causal, dropout > 0, *_tile_of(longest, D // n_heads), num_warps=4,
     )  # fmt: skip
     return of_qkv_NM
@@ -152,8 +154,20 @@ def _weights(
 
 
 @triton.jit
+def _clear(start, length, out, N, D, k, K, TILE: tl.constexpr):
+    """Zero this head's columns in this row's share of the slots that belong to no row."""
+    b, h, B = tl.program_id(0), tl.program_id(1), tl.num_programs(0)
+    n_used, share = tl.load(start + B - 1) + tl.load(length + B - 1), tl.cdiv(N, B)
+    for first in range(b * share, (b + 1) * share, TILE):
+        n = first + tl.arange(0, TILE)
+        is_spare_nk = ((n >= n_used) & (n < (b + 1) * share) & (n < N))[:, None] & (k < K)[None, :]
+        zero_nk = tl.zeros([TILE, k.shape[0]], out.dtype.element_ty)
+        tl.store(out + n[:, None] * D + (h * K + k)[None, :], zero_nk, mask=is_spare_nk)
+
+
+@triton.jit
 def _forward(
-    qkv, start, length, seed, out, D, K, scale, dropout, threshold,
+    qkv, start, length, seed, out, N, D, K, scale, dropout, threshold,
     CAUSAL: tl.constexpr, DROPS: tl.constexpr, TILE: tl.constexpr, TILE_K: tl.constexpr,
 ):  # fmt: skip
     b, h = tl.program_id(0), tl.program_id(1)
@@ -171,11 +185,12 @@ def _forward(
     weight_ij = tl.where(keeps_ij, weight_ij / (1 - dropout), 0.0)
     y_ik = tl.dot(weight_ij.to(value_jk.dtype), value_jk, input_precision="ieee")
     tl.store(out + (first + i)[:, None] * D + (h * K + k)[None, :], y_ik, mask=is_in_ik)
+    _clear(start, length, out, N, D, k, K, TILE)
 
 
 @triton.jit
 def _backward(
-    grad, qkv, start, length, seed, out, D, K, scale, dropout, threshold,
+    grad, qkv, start, length, seed, out, N, D, K, scale, dropout, threshold,
     CAUSAL: tl.constexpr, DROPS: tl.constexpr, TILE: tl.constexpr, TILE_K: tl.constexpr,
 ):  # fmt: skip
     b, h = tl.program_id(0), tl.program_id(1)
@@ -201,3 +216,5 @@ def _backward(
     tl.store(out + at_ik, tl.dot(of_score_ij, key_jk, input_precision="ieee"), mask=is_in_ik)
     tl.store(out + at_ik + D, tl.dot(tl.trans(of_score_ij), query_ik, input_precision="ieee"), mask=is_in_ik)
     tl.store(out + at_ik + 2 * D, of_value_jk, mask=is_in_ik)
+    for part in range(3):
+        _clear(start, length, out + part * D, N, 3 * D, k, K, TILE)
