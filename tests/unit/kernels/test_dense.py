@@ -54,24 +54,29 @@ def test_without_a_gpu_they_are_pytorchs_own() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("shape", [(700, 64), (5, 40, 24)])
-def test_a_gpu_takes_the_same_step(shape: tuple[int, ...]) -> None:
+def test_a_gpu_errs_no_more_than_autocast(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     D = shape[-1]
-    ours = nn.Sequential(
-        LayerNorm(D, narrow=True), Linear(D, 96), nn.ReLU(), Linear(96, D), LayerNorm(D)
-    ).cuda()
-    plain = nn.Sequential(
-        nn.LayerNorm(D), nn.Linear(D, 96), nn.ReLU(), nn.Linear(96, D), nn.LayerNorm(D)
-    ).double()
-    plain.load_state_dict(ours.state_dict())
-    x = torch.randn(shape)
-    x_ours, x_plain = x.cuda().requires_grad_(), x.double().requires_grad_()
-    weight = torch.randn(shape)
+    ours = nn.Sequential(LayerNorm(D, narrow=True), Linear(D, 96), nn.ReLU(), Linear(96, D), LayerNorm(D))
+    theirs, exact = (
+        nn.Sequential(nn.LayerNorm(D), nn.Linear(D, 96), nn.ReLU(), nn.Linear(96, D), nn.LayerNorm(D))
+        for _ in range(2)
+    )
+    theirs.load_state_dict(ours.state_dict())
+    exact.load_state_dict(ours.state_dict())
+    x, weight = torch.randn(shape), torch.randn(shape)
+    expected = gradients(exact.double(), x.double(), weight.double())
     with torch.autocast("cuda", torch.bfloat16):
-        y = ours(x_ours)
-    (y * weight.cuda()).sum().backward()
-    (plain(x_plain) * weight).sum().backward()
-    assert y.dtype == torch.float32
-    assert error(x_ours.grad.cpu(), x_plain.grad) < 0.03  # type: ignore[union-attr, arg-type]
-    for (name, p), q in zip(ours.named_parameters(), plain.parameters(), strict=True):
-        assert error(p.grad.cpu(), q.grad) < 0.03, name  # type: ignore[union-attr, arg-type]
+        assert ours.cuda()(x.cuda()).dtype == torch.float32
+        found, usual = (gradients(one.cuda(), x.cuda(), weight.cuda()) for one in (ours, theirs))
+    for name, gradient in expected.items():
+        assert error(found[name].cpu(), gradient) < 1.2 * error(usual[name].cpu(), gradient) + 1e-4, name
+
+
+def gradients(layers: nn.Module, x: Tensor, weight: Tensor) -> dict[str, Tensor]:
+    """Of the input and of every parameter."""
+    x = x.requires_grad_()
+    y = layers(x)
+    torch.autograd.backward((y * weight).sum())
+    of = {name: p.grad for name, p in layers.named_parameters()} | {"x": x.grad}
+    return {name: gradient for name, gradient in of.items() if gradient is not None}

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lexrec.config import RunConfig, run_config
 from lexrec.data.dataset import Dataset
-from lexrec.kernels import cross_entropy, dense, rows
+from lexrec.kernels import binary_cross_entropy, cross_entropy, dense, place, rows
 from lexrec.models import _layers
 from lexrec.run_dir import RunDir
 from lexrec.training import runner
@@ -78,7 +78,7 @@ def as_plain_as_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
             return cross_entropy._whole(query_ND.float(), row_ID.float(), target_N, weight_N, bias_I)
 
     monkeypatch.setattr("lexrec.objectives._losses.cross_entropy", whole)
-    for module in (dense, rows):
+    for module in (binary_cross_entropy, dense, place, rows):
         monkeypatch.setattr(module, "trains_in_16_bits", lambda x: False)
     monkeypatch.setattr("lexrec.kernels._attention_triton._LONGEST", 0)
     monkeypatch.setenv(runner.EAGER, "1")

@@ -125,14 +125,14 @@ def test_a_step_that_waits_for_the_device_is_refused_with_the_way_out(
     data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = trainer(data, tmp_path / "run", "sasrec", "id_embedding", "next_item")
-    forward = one.step.model.forward
+    encode_slots = one.step.model.encode_slots
 
     def waits(batch):  # type: ignore[no-untyped-def]
-        encoded = forward(batch)
-        encoded.hidden_BLD.sum().item()
-        return encoded
+        hidden_ND, aux = encode_slots(batch)
+        hidden_ND.sum().item()
+        return hidden_ND, aux
 
-    monkeypatch.setattr(one.step.model, "forward", waits)
+    monkeypatch.setattr(one.step.model, "encode_slots", waits)
     with pytest.raises(RunError, match=r"cannot be captured as a CUDA graph .* LEXREC_EAGER=1"):
         one.fit([])
 
