@@ -29,13 +29,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lexrec.config import FisherConfig
 from lexrec.data.batch import Batch
-from lexrec.item_encoders.base import ScoringTable
+from lexrec.item_encoders.base import ItemEncoder, ScoringTable
 from lexrec.objectives._losses import LossConfig, positive_power, prior_log_odds
 from lexrec.objectives.base import Targets
 from lexrec.training.step import Step
 
 _CELLS = 2**24
 """Numbers a chunk of samples may hold, as logits or as gradients: 64 MiB."""
+_TABLE_CELLS = 2**25
+"""As much for a token table in the space of items: eight tensors of that size are held, 1 GiB."""
 _ASKED = ("candidate_BPK", "answer_BPK", "is_scored_BP")
 
 
@@ -149,9 +151,19 @@ def _parts(
     """Rows whose gradients are taken at once: all of a batch, or as many as memory is for."""
     n_numbers = sum(p.numel() for p in parameters.values())
     n_logits = rows.is_scored_BP.shape[1] * likelihood.model.items.n_items
-    n = max(1, _CELLS // max(n_numbers, n_logits)) if config.gradients == "sample" else max(1, len(rows))
+    n = max(1, len(rows))
+    if config.gradients == "sample":
+        n_aligned = _n_aligned(likelihood.model.items, parameters)
+        n = max(1, min(_CELLS // max(n_numbers, n_logits), _TABLE_CELLS // n_aligned))
     for first in range(0, len(rows), n):
         yield rows.at(slice(first, first + n))
+
+
+def _n_aligned(items: ItemEncoder, parameters: dict[str, Tensor]) -> int:
+    """Numbers of the largest token table in the space of items, if its way there is asked about."""
+    dim = max((len(p) for name, p in parameters.items() if name.endswith("align.weight")), default=0)
+    tables: list[tuple[str, Tensor]] = [*items.named_buffers(), *items.named_parameters()]
+    return max(1, dim * max((len(t) for name, t in tables if name.endswith("table_VW")), default=0))
 
 
 def _batch_square(likelihood: LogLikelihood, parameters: dict[str, Tensor], rows: Rows) -> dict[str, Tensor]:

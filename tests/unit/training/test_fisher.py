@@ -14,6 +14,7 @@ from lexrec.data.batch import Batch, collate
 from lexrec.item_encoders.base import Embedded, ItemEncoder, ScoringTable
 from lexrec.models.base import Encoded, SequenceModel
 from lexrec.objectives import _losses
+from lexrec.training import fisher
 from lexrec.training.fisher import importance
 from lexrec.training.step import Step
 from tests import components
@@ -195,7 +196,10 @@ def test_gradients_are_those_of_single_rows(model: str, objective: str, loss: st
     assert max(float(value.max()) for value in found.values()) > 0
 
 
-def test_the_papers_filter_has_gradients_too() -> None:
+@pytest.mark.parametrize("at_once", [1, 3, 99])
+def test_the_papers_filter_has_gradients_too(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many rows' gradients of an aligned table there is memory for: of 70 tokens, 32 wide."""
+    monkeypatch.setattr(fisher, "_TABLE_CELLS", at_once * 70 * 32)
     step = mltfr("bert4rec", "cloze", "ce", preset="paper")
     names = [n for n, _ in step.model.items.named_parameters() if n.startswith("experts.0.a")]
     batch = collate(ROWS, MAX_LEN)
