@@ -37,15 +37,14 @@ def packed_attention(qkv_NM: Tensor, rows: PackedRows, n_heads: int, dropout: fl
     """As `attention.packed_attention`, for what `fits`."""
     # Drawn outside the operator, so that whoever captures or compiles the step sees the draw.
     seed_1 = draw_seed(qkv_NM.device)
-    start_B, length_B, longest, causal = rows
-    y_ND: Tensor = _attend(qkv_NM, start_B, length_B, seed_1, longest, n_heads, causal, dropout)
+    length_B, longest, causal = rows
+    y_ND: Tensor = _attend(qkv_NM, length_B, seed_1, longest, n_heads, causal, dropout)
     return y_ND
 
 
 @torch.library.custom_op("lexrec::packed_attention", mutates_args=())
 def _attend(
     qkv_NM: Tensor,
-    start_B: Tensor,
     length_B: Tensor,
     seed_1: Tensor,
     longest: int,
@@ -55,11 +54,12 @@ def _attend(
 ) -> Tensor:
     qkv_NM = qkv_NM.contiguous()
     D = qkv_NM.shape[1] // 3
-    N, B = len(qkv_NM), len(start_B)
+    N, B = len(qkv_NM), len(length_B)
     y_ND = qkv_NM.new_empty(N, D)
     _forward[(B, n_heads)](
-        qkv_NM, start_B, length_B, seed_1, y_ND, N, D, D // n_heads, (D // n_heads) ** -0.5,
-        dropout, drop_below(dropout), causal, dropout > 0, *_tile_of(longest, D // n_heads), num_warps=4,
+        qkv_NM, length_B, seed_1, y_ND, N, D, D // n_heads, (D // n_heads) ** -0.5,
+        dropout, drop_below(dropout), causal, dropout > 0, *_tile_of(longest, D // n_heads),
+        triton.next_power_of_2(B), num_warps=4,
     )  # fmt: skip
     return y_ND
 
@@ -67,7 +67,6 @@ def _attend(
 @_attend.register_fake
 def _(
     qkv_NM: Tensor,
-    start_B: Tensor,
     length_B: Tensor,
     seed_1: Tensor,
     longest: int,
@@ -82,7 +81,6 @@ def _(
 def _gradient(
     grad_ND: Tensor,
     qkv_NM: Tensor,
-    start_B: Tensor,
     length_B: Tensor,
     seed_1: Tensor,
     longest: int,
@@ -93,10 +91,11 @@ def _gradient(
     qkv_NM, grad_ND = qkv_NM.contiguous(), grad_ND.contiguous()
     D = grad_ND.shape[1]
     of_qkv_NM = torch.empty_like(qkv_NM)
-    N, B = len(qkv_NM), len(start_B)
+    N, B = len(qkv_NM), len(length_B)
     _backward[(B, n_heads)](
-        grad_ND, qkv_NM, start_B, length_B, seed_1, of_qkv_NM, N, D, D // n_heads, (D // n_heads) ** -0.5,
-        dropout, drop_below(dropout), causal, dropout > 0, *_tile_of(longest, D // n_heads), num_warps=4,
+        grad_ND, qkv_NM, length_B, seed_1, of_qkv_NM, N, D, D // n_heads, (D // n_heads) ** -0.5,
+        dropout, drop_below(dropout), causal, dropout > 0, *_tile_of(longest, D // n_heads),
+        triton.next_power_of_2(B), num_warps=4,
     )  # fmt: skip
     return of_qkv_NM
 
@@ -105,7 +104,6 @@ def _gradient(
 def _(
     grad_ND: Tensor,
     qkv_NM: Tensor,
-    start_B: Tensor,
     length_B: Tensor,
     seed_1: Tensor,
     longest: int,
@@ -123,7 +121,7 @@ def _save(ctx, inputs, output):
 
 def _to_inputs(ctx, grad_ND):
     of_qkv_NM = _gradient(grad_ND, *ctx.saved_tensors, ctx.longest, ctx.n_heads, ctx.causal, ctx.dropout)
-    return of_qkv_NM, *(None,) * 7
+    return of_qkv_NM, *(None,) * 6
 
 
 _attend.register_autograd(_to_inputs, setup_context=_save)
@@ -154,10 +152,18 @@ def _weights(
 
 
 @triton.jit
-def _clear(start, length, out, N, D, k, K, TILE: tl.constexpr):
+def _place(length, b, TILE_B: tl.constexpr):
+    """The first slot of a row, its items, and the slots of all rows."""
+    r = tl.arange(0, TILE_B)
+    length_r = tl.load(length + r, mask=r < tl.num_programs(0), other=0)
+    return tl.sum(tl.where(r < b, length_r, 0), 0), tl.load(length + b), tl.sum(length_r, 0)
+
+
+@triton.jit
+def _clear(n_used, out, N, D, k, K, TILE: tl.constexpr):
     """Zero this head's columns in this row's share of the slots that belong to no row."""
-    b, h, B = tl.program_id(0), tl.program_id(1), tl.num_programs(0)
-    n_used, share = tl.load(start + B - 1) + tl.load(length + B - 1), tl.cdiv(N, B)
+    b, h = tl.program_id(0), tl.program_id(1)
+    share = tl.cdiv(N, tl.num_programs(0))
     for first in range(b * share, (b + 1) * share, TILE):
         n = first + tl.arange(0, TILE)
         is_spare_nk = ((n >= n_used) & (n < (b + 1) * share) & (n < N))[:, None] & (k < K)[None, :]
@@ -167,12 +173,12 @@ def _clear(start, length, out, N, D, k, K, TILE: tl.constexpr):
 
 @triton.jit
 def _forward(
-    qkv, start, length, seed, out, N, D, K, scale, dropout, threshold,
-    CAUSAL: tl.constexpr, DROPS: tl.constexpr, TILE: tl.constexpr, TILE_K: tl.constexpr,
+    qkv, length, seed, out, N, D, K, scale, dropout, threshold,
+    CAUSAL: tl.constexpr, DROPS: tl.constexpr, TILE: tl.constexpr, TILE_K: tl.constexpr, TILE_B: tl.constexpr,
 ):  # fmt: skip
     b, h = tl.program_id(0), tl.program_id(1)
     i, k = tl.arange(0, TILE), tl.arange(0, TILE_K)
-    first, n_items = tl.load(start + b), tl.load(length + b)
+    first, n_items, n_used = _place(length, b, TILE_B)
     is_in_ik = (i < n_items)[:, None] & (k < K)[None, :]
     at_ik = (first + i)[:, None] * 3 * D + (h * K + k)[None, :]
     query_ik = tl.load(qkv + at_ik, mask=is_in_ik, other=0.0)
@@ -185,17 +191,17 @@ def _forward(
     weight_ij = tl.where(keeps_ij, weight_ij / (1 - dropout), 0.0)
     y_ik = tl.dot(weight_ij.to(value_jk.dtype), value_jk, input_precision="ieee")
     tl.store(out + (first + i)[:, None] * D + (h * K + k)[None, :], y_ik, mask=is_in_ik)
-    _clear(start, length, out, N, D, k, K, TILE)
+    _clear(n_used, out, N, D, k, K, TILE)
 
 
 @triton.jit
 def _backward(
-    grad, qkv, start, length, seed, out, N, D, K, scale, dropout, threshold,
-    CAUSAL: tl.constexpr, DROPS: tl.constexpr, TILE: tl.constexpr, TILE_K: tl.constexpr,
+    grad, qkv, length, seed, out, N, D, K, scale, dropout, threshold,
+    CAUSAL: tl.constexpr, DROPS: tl.constexpr, TILE: tl.constexpr, TILE_K: tl.constexpr, TILE_B: tl.constexpr,
 ):  # fmt: skip
     b, h = tl.program_id(0), tl.program_id(1)
     i, k = tl.arange(0, TILE), tl.arange(0, TILE_K)
-    first, n_items = tl.load(start + b), tl.load(length + b)
+    first, n_items, n_used = _place(length, b, TILE_B)
     is_in_ik = (i < n_items)[:, None] & (k < K)[None, :]
     at_ik = (first + i)[:, None] * 3 * D + (h * K + k)[None, :]
     query_ik = tl.load(qkv + at_ik, mask=is_in_ik, other=0.0)
@@ -217,4 +223,4 @@ def _backward(
     tl.store(out + at_ik + D, tl.dot(tl.trans(of_score_ij), query_ik, input_precision="ieee"), mask=is_in_ik)
     tl.store(out + at_ik + 2 * D, of_value_jk, mask=is_in_ik)
     for part in range(3):
-        _clear(start, length, out + part * D, N, 3 * D, k, K, TILE)
+        _clear(n_used, out + part * D, N, 3 * D, k, K, TILE)

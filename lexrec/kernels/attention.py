@@ -16,16 +16,19 @@ from torch import Tensor
 
 
 class PackedRows(NamedTuple):
-    """Where rows stand among the slots: the items of each are neighbours, oldest first."""
+    """Where rows stand among the slots: one after the other from the first slot, each oldest item first."""
 
-    start_B: Tensor
-    """int64 first slot of each row."""
     length_B: Tensor
     """int64 items of each row, 0 or more."""
     longest: int
     """No row is longer."""
     causal: bool
     """True where an item looks at itself and at those before it only."""
+
+    @property
+    def start_B(self) -> Tensor:
+        """int64 first slot of each row."""
+        return self.length_B.cumsum(0) - self.length_B
 
 
 def packed_attention(qkv_NM: Tensor, rows: PackedRows, n_heads: int, dropout: float) -> Tensor:

@@ -169,8 +169,7 @@ class Packed(NamedTuple):
 def _ungrouped(batch: Batch, *, causal: bool) -> Rows:
     if batch.slot_N is None:
         return _padded(batch, causal)
-    start_B = batch.length_B.cumsum(0) - batch.length_B
-    rows = PackedRows(start_B, batch.length_B, batch.item_BL.shape[1], causal)
+    rows = PackedRows(batch.length_B, batch.item_BL.shape[1], causal)
     return Rows(Places.of(batch), (), (), Packed(batch, rows))
 
 

@@ -14,7 +14,7 @@ N_SLOTS = 96
 
 def rows_of(*lengths: int, causal: bool, device: str = "cpu") -> PackedRows:
     length_B = torch.tensor(lengths, device=device)
-    return PackedRows(length_B.cumsum(0) - length_B, length_B, max(lengths), causal)
+    return PackedRows(length_B, max(lengths), causal)
 
 
 def by_loop(qkv_NM: Tensor, rows: PackedRows, n_heads: int, factor: list[Tensor] | None = None) -> Tensor:
