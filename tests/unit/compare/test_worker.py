@@ -5,7 +5,7 @@ import pytest
 from lexrec.compare._worker import NOTE, _flops, work
 from lexrec.config import load_recipe
 from lexrec.errors import DamagedError, RunError
-from lexrec.run_dir import RunDir
+from lexrec.run_dir import RunDir, read_json
 from lexrec.training.train import build_step, train
 from tests.worlds import world
 
@@ -103,3 +103,12 @@ def test_a_step_that_cannot_be_counted_does_not_cost_the_run(monkeypatch):
 
     monkeypatch.setattr(step.objective, "prepare", broken)
     assert _flops(step, data, config) == {"error": "not counted: needs a GPU"}
+
+
+def test_each_of_two_rounds_has_its_own_flops(tmp_path):
+    data = world([[(u + t) % 9 + 1 for t in range(7)] for u in range(20)], 9).save(tmp_path / "data")
+    changes = [*SMALL, 'first=["train.batch_size=4"]']
+    work(task_of(data, tmp_path / "run", "sasrec", changes, flops=str(tmp_path / "flops.json")))
+    counted = read_json(tmp_path / "flops.json")
+    assert (counted["rows"], counted["before"]["rows"]) == (8, 4)
+    assert 0 < counted["before"]["step"] < counted["step"]
