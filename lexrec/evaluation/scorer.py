@@ -60,13 +60,8 @@ class ModelScorer:
     @torch.no_grad()
     def encode(self, batch: Batch) -> Tensor:
         """Hidden states ready for a dot product with the items, float32 [B, D]."""
-        if self.model.layout == "packed" and batch.slot_N is None:
-            # Before the move: afterwards the count would wait for the device.
-            n_items = int(batch.length_B.sum())
-            # Full rows, a single history above all, have no padding to skip.
-            if n_items < batch.item_BL.numel():
-                batch = with_slots(batch, max(n_items, 1))
-        batch = batch.to(self.device)
+        # Before the move: afterwards the count would wait for the device.
+        batch = packed(self.model, batch).to(self.device)
         return self.query(self.model.encode_next(batch).hidden_BLD[:, -1])
 
     @torch.no_grad()
@@ -84,6 +79,15 @@ class ModelScorer:
         if self.table.bias_I is not None:
             logit_BJ += self.table.bias_I[first - 1 : last - 1]
         return logit_BJ[:n_rows]
+
+
+def packed(model: SequenceModel, batch: Batch) -> Batch:
+    """The batch with as many slots as it has items, where the model skips padding and there is some."""
+    if model.layout != "packed" or batch.slot_N is not None:
+        return batch
+    n_items = int(batch.length_B.sum())
+    # Full rows, a single history above all, have no padding to skip.
+    return batch if n_items == batch.item_BL.numel() else with_slots(batch, max(n_items, 1))
 
 
 def may_share(scorer: Scorer) -> bool:

@@ -12,7 +12,7 @@ from lexrec.data.stream import build_epoch
 from lexrec.data.windows import Samples
 from lexrec.evaluation.evaluate import EvaluationConfig, accuracy
 from lexrec.evaluation.events import Asked, batches, evaluation_events
-from lexrec.evaluation.scorer import ModelScorer
+from lexrec.evaluation.scorer import ModelScorer, packed
 from lexrec.run_dir import RunDir
 from lexrec.training import checkpoint
 from lexrec.training.allocator import keep_memory
@@ -150,7 +150,8 @@ class Trainer:
         asked = batches(self.dataset, events, _VALIDATED_AT_ONCE, model.max_len, trims=trims)
         if len(events) * model.max_len >= _KEPT_PLACES:
             return asked
-        self._kept = [one.to(self.device) for one in asked]
+        packed_batches = (one._replace(batch=packed(model, one.batch)) for one in asked)
+        self._kept = [one.to(self.device) for one in packed_batches]
         return self._kept
 
     def _save(self, at: Progressed) -> None:
