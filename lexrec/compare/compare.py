@@ -195,7 +195,9 @@ def _work(
         yield run
 
 
-def _tried_twice(tasks: Sequence[Task], devices: Sequence[str], say: Callable[[str], None]) -> Iterator[Ended]:
+def _tried_twice(
+    tasks: Sequence[Task], devices: Sequence[str], say: Callable[[str], None]
+) -> Iterator[Ended]:
     """Each task once it is over; one that lacked memory beside others is tried again, alone on its device."""
     again = []
     for ended in side_by_side(tasks, devices):

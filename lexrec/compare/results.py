@@ -17,6 +17,7 @@ from lexrec.data.dataset import Dataset
 from lexrec.evaluation.evaluate import Evaluation
 from lexrec.evaluation.events import evaluation_events
 from lexrec.evaluation.metrics import per_event
+from lexrec.evaluation.pool import sampled
 from lexrec.evaluation.protocol import Protocol
 from lexrec.run_dir import RunDir, read_json
 from lexrec.training.evaluate_run import place
@@ -65,8 +66,9 @@ class Users:
 
     @staticmethod
     def of(dataset: Dataset, settings: CompareConfig) -> "Users":
-        """The users with events in the part measured."""
-        user_E = evaluation_events(dataset, settings.split).user_E
+        """The users with events that are measured."""
+        events = evaluation_events(dataset, settings.split)
+        user_E = sampled(events, settings.sample, settings.pool_seed).user_E
         _, place_E, count_U = np.unique(user_E, return_inverse=True, return_counts=True)
         return Users(place_E, count_U.astype(np.float32))
 

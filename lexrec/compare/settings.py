@@ -36,6 +36,12 @@ class CompareConfig(Config):
     """What an item with the target's own score costs: expected half a place, optimistic 0, pessimistic 1."""
     candidates: Candidates = "all"
     """all items compete, or those with training events."""
+    pool: int | None = Field(None, ge=1)
+    """Rank each target among so many random unseen items, the same for every run; null: among all items."""
+    pool_seed: int = Field(0, ge=0)
+    """Draws the pools and the sample."""
+    sample: int | None = Field(None, ge=1)
+    """Measure only so many events, drawn at random."""
     draws: int = Field(2000, ge=100)
     """Draws of the bootstrap over seeds and users."""
     bootstrap_seed: int = Field(0, ge=0)
@@ -47,7 +53,8 @@ class CompareConfig(Config):
     def evaluation(self) -> EvaluationConfig:
         """How each run is measured."""
         k = (*self.k, int(self.metric.partition("@")[2]))
-        return EvaluationConfig(k=k, seen=self.seen, ties=self.ties, candidates=self.candidates)
+        rules = ("seen", "ties", "candidates", "pool", "pool_seed", "sample")
+        return EvaluationConfig(k=k, **{rule: getattr(self, rule) for rule in rules})
 
     @property
     def metrics(self) -> list[str]:

@@ -36,9 +36,12 @@ def protocol_line(protocol: Protocol) -> str:
     """The protocol in one line."""
     seen = SEEN_IN_WORDS[protocol.seen]
     unreachable = f", {protocol.n_unreachable:,} of them out of reach" if protocol.n_unreachable else ""
+    against = f"{protocol.n_candidates:,} items"
+    if protocol.pool is not None:
+        against = f"{protocol.pool:,} random unseen items each (seed {protocol.pool_seed})"
     return (
         f"Protocol: {protocol.n_events:,} {protocol.split} events ({protocol.split_rule}){unreachable}, "
-        f"against {protocol.n_candidates:,} items; seen items {seen}, ties {protocol.ties}."
+        f"against {against}; seen items {seen}, ties {protocol.ties}."
     )
 
 

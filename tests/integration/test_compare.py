@@ -174,6 +174,19 @@ def test_models_that_peeked_are_measured_beside_baselines_that_did_not(data, tmp
     ) in report["verdict"]
 
 
+def test_every_arm_is_ranked_in_the_same_small_pools(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    arms = ["compare", "markov", "--data", str(data), "--out", str(tmp_path / "out"), "--jobs", "2"]
+    assert main([*arms, "--pool", "2", "--sample", "30"]) == 0
+    shown = capsys.readouterr().out
+    assert "Protocol: 30 test events (leave-one-out), against 2 random unseen items each (seed 0)" in shown
+    assert "hr@1" in shown
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["arms"]["markov"]["metrics"]["hr@1"]["mean"] == 1.0  # The next place on the circle.
+    assert {arm["protocol"]["pool_seed"] for arm in report["arms"].values()} == {0}
+    assert all(arm["metrics"]["hr@5"]["mean"] == 1.0 for arm in report["arms"].values()), "of three"
+
+
 def test_epochs_chosen_on_unlike_parts_are_refused_before_anything_is_trained(data, tmp_path, capsys):
     arms = ["compare", "sasrec", "peeking: sasrec train.select_on=test", "--data", str(data)]
     assert main([*arms, "--out", str(tmp_path / "out")]) == 2
@@ -190,6 +203,11 @@ def test_epochs_chosen_on_unlike_parts_are_refused_before_anything_is_trained(da
         (["--jobs", "0"], "--jobs 0: at least 1 run at a time"),
         (["--seeds", "0"], "--seeds 0: input should be greater than or equal to 1"),
         (["--k", "5,x"], "--k '5,x'; give whole numbers such as 5,10,20"),
+        (["--pool", "0"], "--pool 0: input should be greater than or equal to 1"),
+        (
+            ["--pool", "2", "--seen", "keep"],
+            "pool: its candidates are unseen items; seen=keep has no meaning",
+        ),
         (["--metric", "auc"], "--metric 'auc': string should match pattern"),
         (["--set", "train.dept=3"], "train: unknown key 'dept'; known: "),
         (["--set", "seed"], "override 'seed' is not of the form key.path=value"),
