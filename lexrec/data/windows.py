@@ -199,6 +199,11 @@ class Epoch:
         return self.windows.cut(start_B, end_B, user_B, self.capacity_T[i])
 
     def batch_at(self, at_1: Tensor, capacity: int) -> Batch:
+        if at_1.is_cuda:
+            from lexrec.data import _windows_triton
+
+            item_N, time_N, length = self.windows.item_N, self.windows.time_N, self.windows.length
+            return _windows_triton.cut(item_N, time_N, self.span_3TB, at_1, length, capacity)
         start_B, end_B, user_B = self.span_3TB.index_select(1, at_1)[:, 0]
         return self.windows.cut(start_B, end_B, user_B, capacity)
 
