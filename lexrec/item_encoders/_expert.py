@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from lexrec.item_encoders._attention import Chosen, CrossAttention
 from lexrec.item_encoders._mltfr_config import MltfrConfig
-from lexrec.kernels.gpu import on_gpu
+from lexrec.kernels.gpu import is_transformed, on_gpu
 from lexrec.kernels.token_attention import Choice, Dropout, Projection, attend, project, serves
 from lexrec.kernels.token_filter import RoughTokens, ShiftedGumbel, choose_tokens, unit_rows
 from lexrec.kernels.token_probability import choice_probability
@@ -64,6 +64,7 @@ class TokenExpert(nn.Module):
         if config.filter == "frozen":
             self.align.requires_grad_(False)
             self.logit_scale.requires_grad_(False)
+        self._never_changes = config.filter == "frozen" and not config.tune_tables
         self._aligned_VD: Tensor | None = None
         self._rough: RoughTokens | None = None
         self._projected: Projection | None = None
@@ -160,15 +161,23 @@ class TokenExpert(nn.Module):
         return ShiftedGumbel(len(self.table_VW), self.table_VW.device)
 
     def _aligned(self) -> Tensor:
-        """The table in the space of item vectors, L2-normalised, [V, D]."""
-        if self._aligned_VD is not None:
-            return self._aligned_VD
+        """The table in the space of item vectors, L2-normalised, [V, D]; made once where nobody trains it."""
+        if self._aligned_VD is None and self._never_changes and not is_transformed():
+            # While serving too, and in float32: what is kept must do for training and every arithmetic.
+            device = self.table_VW.device.type
+            with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
+                self._aligned_VD = self._align()
+        return self._align() if self._aligned_VD is None else self._aligned_VD
+
+    def _align(self) -> Tensor:
         return F.normalize(self.align(self.attention.rows(self.table_VW)), dim=-1)
 
     def reads_once(self) -> bool:
         """True where the one-product way serves: on a GPU, with our own estimator of the choice."""
         config = self.config
-        is_ours = config.estimator == "log_bias" and config.pool == "user" and config.consensus is None
+        # A consensus that goes by what its experts chose sends a gradient through that choice.
+        asks_none = config.consensus is None or config.consensus.average == "all"
+        is_ours = config.estimator == "log_bias" and config.pool == "user" and asks_none
         is_served = is_on_gpu(self.table_VW) and serves(self.k, self.align.out_features)
         return is_served and is_ours and not (config.bends_items or config.tune_tables)
 

@@ -41,7 +41,7 @@ from lexrec.item_encoders._mltfr_config import MltfrConfig
 from lexrec.item_encoders._side_by_side import ahead, side_by_side
 from lexrec.item_encoders._table_options import prepared_tables
 from lexrec.item_encoders.base import Catalogue, Embedded, ExpertView, ItemEncoder, ScoringTable
-from lexrec.kernels.dense import linear
+from lexrec.kernels.dense import added_linear
 from lexrec.kernels.gated_mixture import capped, gated_mixture
 from lexrec.tokens.table import TokenTable
 
@@ -147,7 +147,8 @@ class Mltfr(ItemEncoder):
 
     def _gate(self, query_UQD: Tensor) -> Tensor:
         """Logits of the gate."""
-        gate_UQE = linear(query_UQD, self.gate.weight, self.gate.bias)
+        gate_NE = added_linear(query_UQD.flatten(0, 1), self.gate.weight, self.gate.bias, None, 0.0)
+        gate_UQE = gate_NE.view(*query_UQD.shape[:2], -1)
         return gate_UQE.softmax(dim=-1) if self.config.gate == "double_softmax" else gate_UQE
 
     def _interests(self, batch: Batch, e_BLD: Tensor) -> tuple[Interests, Places | None]:

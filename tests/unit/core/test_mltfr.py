@@ -253,6 +253,16 @@ def test_options_that_contradict_are_refused() -> None:
         Mltfr(MltfrConfig(), Catalogue(N_ITEMS, 8))
 
 
+@pytest.mark.parametrize(("filter_", "n_made"), [("frozen", 1), ("learned", 3)])
+def test_a_frozen_filter_aligns_its_table_once(filter_: str, n_made: int) -> None:
+    built, made = encoder(filter=filter_).train(), []
+    built.experts[0].align.register_forward_hook(lambda module, given, out: made.append(len(out)))
+    for _ in range(3):
+        built(ragged()).x_BLD.sum().backward()
+    # A filter that learns aligns the rows it chose once more where those are fewer.
+    assert [n for n in made if n == 40] == [40] * n_made
+
+
 def test_a_frozen_filter_weighs_rows_as_its_estimator_does() -> None:
     options = {"estimator": "release", "cap": None}
     learned, frozen = encoder(**options), encoder(filter="frozen", **options)
