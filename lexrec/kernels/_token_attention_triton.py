@@ -36,6 +36,8 @@ _PROGRAMS = 132
 """As many as an H100 has multiprocessors."""
 _CHUNK = 64
 """Choices of one token that a program adds up at most before others help."""
+_AT_ONCE = 4
+"""Choices that a program reads at once to add them up."""
 _TILES = 8
 """Tiles of rows that a part of a product has at least."""
 
@@ -132,7 +134,7 @@ def _backward_of_one(asked: Asked, grad_U1D: Tensor) -> Gradients:
         order_C, sorted_C, start_V = asked.order
         n_chunks = triton.cdiv(U * K, _CHUNK)
         sum_NX = grad_U1D.new_empty(n_chunks, X, dtype=torch.float32)
-        sizes = {**shape, "BD": learning["BD"], "BN": 4, "CHUNK": _CHUNK, "num_warps": 1}
+        sizes = {**shape, "BD": learning["BD"], "BN": _AT_ONCE, "CHUNK": _CHUNK, "num_warps": 1}
         chunk_sums[(n_chunks,)](*vectors, order_C, sorted_C, sum_NX, U * K, K, **sizes)
         summed_rows[(V,)](
             *vectors, order_C, start_V, sum_NX, *found, *numbers, **sizes, LEARNS=asked.scale is not None
@@ -159,22 +161,25 @@ def sorted_choices(token_UK: Tensor, n_tokens: int, n_queries: int) -> Order | N
 def products(row_RX: Tensor, table_VW: Tensor, token_R: Tensor) -> tuple[Tensor, Tensor]:
     """row_RX^T table_VW[token_R], [X, W], without a copy of rows, and the sum of rows; float32."""
     (R, X), W = row_RX.shape, table_VW.shape[1]
-    BD = max(16, triton.next_power_of_2(X // 3))
-    # Three sums of BD x BW numbers stay in the registers of a program.
-    BW, BR = max(16, min(128, 2**13 // BD)), 64 if row_RX.element_size() == 2 else 32
-    n_columns = triton.cdiv(W, BW)
-    n_parts = max(1, min(_PROGRAMS // n_columns, triton.cdiv(R, _TILES * BR)))
-    R_part = triton.cdiv(R, n_parts * BR) * BR
+    tile = _product_tile(X // 3, row_RX.element_size())
+    n_columns = triton.cdiv(W, tile["BW"])
+    n_parts = max(1, min(_PROGRAMS // n_columns, triton.cdiv(R, _TILES * tile["BR"])))
+    R_part = triton.cdiv(R, n_parts * tile["BR"]) * tile["BR"]
     part_SN = torch.empty(n_parts, X * (W + 1), dtype=torch.float32, device=row_RX.device)
-    sizes = {"D": X // 3, "BD": BD, "BR": BR, "BW": BW, "num_warps": 8}
     row_products[(n_columns + 1, n_parts)](
-        row_RX, table_VW, token_R, part_SN, R, R_part, W, table_VW.stride(0), **sizes
+        row_RX, table_VW, token_R, part_SN, R, R_part, W, table_VW.stride(0), D=X // 3, **tile
     )
     sum_N = part_SN[0]
     if n_parts > 1:
         sum_N = torch.empty_like(sum_N)
         parts_summed[(triton.cdiv(len(sum_N), 1024),)](part_SN, sum_N, n_parts, len(sum_N), BN=1024)
     return sum_N[: X * W].view(X, W), sum_N[X * W :]
+
+
+def _product_tile(D: int, n_bytes: int) -> dict[str, int]:
+    BD = max(16, triton.next_power_of_2(D))
+    # Three sums of BD x BW numbers stay in the registers of a program.
+    return {"BD": BD, "BW": max(16, min(128, 2**13 // BD)), "BR": 64 if n_bytes == 2 else 32, "num_warps": 8}
 
 
 def _factor(asked: Asked) -> Tensor:
