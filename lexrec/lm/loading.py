@@ -177,8 +177,7 @@ class LanguageModel(nn.Module):
         """States of embedded tokens after the last norm, [R, S, W]."""
         with self.arithmetic(x_RSW.device):
             hidden_RSW: Tensor = self.decoder(
-                # In the frozen weights' own type, as text alone is read: float32 is twice the traffic.
-                inputs_embeds=x_RSW.to(self.causal.get_input_embeddings().weight.dtype),
+                inputs_embeds=x_RSW,
                 # Four dimensions are taken as they are; the attention reads the stream's own.
                 attention_mask=stream.masks[None],
                 position_ids=stream.position_RS,
