@@ -30,7 +30,16 @@ from torch import Tensor, nn
 
 from lexrec.data.batch import Batch
 from lexrec.item_encoders.base import ItemEncoder
-from lexrec.models._layers import Attention, Dropout, LayerNorm, Linear, Rows, init_normal
+from lexrec.models._layers import (
+    Attention,
+    Dropout,
+    LayerNorm,
+    Linear,
+    Newest,
+    Rows,
+    causal_mask,
+    init_normal,
+)
 from lexrec.models.base import Encoded, ModelConfig, SequenceModel
 
 
@@ -67,15 +76,29 @@ class BSARec(SequenceModel):
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.n_layers))
 
     def forward(self, batch: Batch) -> Encoded:
+        return self._states(batch, self.max_len)
+
+    def encode_next(self, batch: Batch) -> Encoded:
+        """The state that predicts the next item, [B, 1, D]; the last block computes no other."""
+        return self._states(batch, 1)
+
+    def _states(self, batch: Batch, n_newest: int) -> Encoded:
+        """States of the newest positions, so many of each row: one, or all."""
         embedded = self.items(batch)
         x_BLD = self.dropout(self.input_norm(embedded.x_BLD + self.position.weight))
         # Padding holds values that the transform reads, so no position may be skipped.
-        rows = Rows.causal(batch._replace(slot_N=None))
-        for i, block in enumerate(self.blocks):
-            x_BLD = block(x_BLD, rows)
-            if i == 0 and embedded.after_block0_BLD is not None:
-                x_BLD = x_BLD + embedded.after_block0_BLD
+        padded = batch._replace(slot_N=None)
+        every, last = Rows.causal(padded), _newest(padded) if n_newest == 1 else Rows.causal(padded)
+        for i, block in enumerate(self.blocks, 1):
+            x_BLD = block(x_BLD, last if i == len(self.blocks) else every)
+            if i == 1 and embedded.after_block0_BLD is not None:
+                x_BLD = x_BLD + embedded.after_block0_BLD[:, -x_BLD.shape[1] :]
         return Encoded(x_BLD, embedded.aux)
+
+
+def _newest(padded: Batch) -> Newest:
+    """The newest position of each row, which looks where `Rows.causal` lets it, also in an empty row."""
+    return Newest.of(padded)._replace(may_look=causal_mask(padded.is_item_BL)[:, :, -1:])
 
 
 class _Block(nn.Module):
@@ -95,11 +118,13 @@ class _Block(nn.Module):
         self.dropout = Dropout(config.dropout)
         init_normal(self)
 
-    def forward(self, x_BLD: Tensor, rows: Rows) -> Tensor:
-        dsp_BLD = self.dsp_norm(x_BLD + self.dropout(self._rescaled(x_BLD)))
-        gsp_BLD = self.gsp_norm(
-            x_BLD + self.dropout(self.attention(x_BLD.flatten(0, 1), rows).view_as(x_BLD))
-        )
+    def forward(self, x_BLD: Tensor, rows: Rows | Newest) -> Tensor:
+        """States of the positions that `rows` asks for; transform and attention read all."""
+        attended_BLD = self.attention(x_BLD.flatten(0, 1), rows).view(len(x_BLD), -1, x_BLD.shape[2])
+        n_asked = attended_BLD.shape[1]
+        asking_BLD, rescaled_BLD = x_BLD[:, -n_asked:], self._rescaled(x_BLD)[:, -n_asked:]
+        dsp_BLD = self.dsp_norm(asking_BLD + self.dropout(rescaled_BLD))
+        gsp_BLD = self.gsp_norm(asking_BLD + self.dropout(attended_BLD))
         mixed_BLD = self.alpha * dsp_BLD + (1 - self.alpha) * gsp_BLD
         out_BLD: Tensor = self.ffn_norm(mixed_BLD + self.dropout(self.down(F.gelu(self.up(mixed_BLD)))))
         return out_BLD

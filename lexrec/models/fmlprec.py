@@ -60,12 +60,21 @@ class FMLPRec(SequenceModel):
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.n_layers))
 
     def forward(self, batch: Batch) -> Encoded:
+        return self._states(batch, self.max_len)
+
+    def encode_next(self, batch: Batch) -> Encoded:
+        """The state that predicts the next item, [B, 1, D]; the last block computes no other."""
+        return self._states(batch, 1)
+
+    def _states(self, batch: Batch, n_newest: int) -> Encoded:
+        """States of the newest positions, so many of each row."""
         embedded = self.items(batch)
         x_BLD = self.dropout(self.input_norm(embedded.x_BLD + self.position.weight))
-        for i, block in enumerate(self.blocks):
-            x_BLD = block(x_BLD)
-            if i == 0 and embedded.after_block0_BLD is not None:
-                x_BLD = x_BLD + embedded.after_block0_BLD
+        for i, block in enumerate(self.blocks, 1):
+            n_asked = n_newest if i == len(self.blocks) else self.max_len
+            x_BLD = block(x_BLD, n_asked)
+            if i == 1 and embedded.after_block0_BLD is not None:
+                x_BLD = x_BLD + embedded.after_block0_BLD[:, -n_asked:]
         return Encoded(x_BLD, embedded.aux)
 
 
@@ -83,8 +92,10 @@ class _Block(nn.Module):
         self.dropout = Dropout(config.dropout)
         init_normal(self)
 
-    def forward(self, x_BLD: Tensor) -> Tensor:
-        x_BLD = self.filter_norm(x_BLD + self.dropout(self._filtered(x_BLD)))
+    def forward(self, x_BLD: Tensor, n_asked: int) -> Tensor:
+        """States of the newest `n_asked` positions of each row; the filter reads all."""
+        filtered_BLD = self._filtered(x_BLD)[:, -n_asked:]
+        x_BLD = self.filter_norm(x_BLD[:, -n_asked:] + self.dropout(filtered_BLD))
         out_BLD: Tensor = self.ffn_norm(x_BLD + self.dropout(self.down(F.gelu(self.up(x_BLD)))))
         return out_BLD
 

@@ -141,6 +141,19 @@ def test_a_state_is_the_same_in_any_batch(model: str, encoder: str) -> None:
 
 
 @pytest.mark.parametrize("model", MODELS)
+def test_the_next_state_is_that_of_the_newest_position(model: str) -> None:
+    """However little a last block computes for it; a model that reads a [MASK] puts it there first."""
+    for built in (build(model), build(model, "mltfr", **AFTER_BLOCK_0)):
+        if built.reads_mask:
+            continue
+        for batch in (timed(), packed(timed())):
+            has_items_B = batch.length_B > 0
+            with torch.no_grad():
+                newest_BD = built(batch).hidden_BLD[:, -1]
+                assert_close(built.encode_next(batch).hidden_BLD[has_items_B, 0], newest_BD[has_items_B])
+
+
+@pytest.mark.parametrize("model", MODELS)
 def test_an_empty_history_has_a_state_and_so_has_a_batch_of_them(model: str) -> None:
     built = build(model)
     batch = collate([[], []], MAX_LEN)
