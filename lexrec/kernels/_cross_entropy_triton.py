@@ -196,7 +196,7 @@ def _shift(bias, i, n_items):
 
 @triton.jit
 def _row_sums(
-    query, row, bias, weight, top, total, N, n_items, D, share,
+    query, row, bias, weight, top, total, N, n_items, D: tl.constexpr, share,
     HAS_BIAS: tl.constexpr, TILE_N: tl.constexpr, TILE_I: tl.constexpr, TILE_D: tl.constexpr,
 ):  # fmt: skip
     """log2-sum of a block of states over one share of the items, as its maximum and the sum beside it."""
@@ -225,7 +225,7 @@ def _row_sums(
 
 @triton.jit
 def _add_tile(
-    top_n, total_n, query_nd, row, bias, start, n_items, D,
+    top_n, total_n, query_nd, row, bias, start, n_items, D: tl.constexpr,
     HAS_BIAS: tl.constexpr, IS_PART: tl.constexpr, TILE_I: tl.constexpr, TILE_D: tl.constexpr,
 ):  # fmt: skip
     i, d = start + tl.arange(0, TILE_I), tl.arange(0, TILE_D)
@@ -245,7 +245,7 @@ def _add_tile(
 
 @triton.jit
 def _row_losses(
-    query, row, bias, weight, target, top, total, loss, log_sum, n_used, N, D, n_shares,
+    query, row, bias, weight, target, top, total, loss, log_sum, n_used, N, D: tl.constexpr, n_shares,
     HAS_BIAS: tl.constexpr, TILE_N: tl.constexpr, TILE_S: tl.constexpr, TILE_D: tl.constexpr,
 ):  # fmt: skip
     """Joins the shares of each state and takes its target's score."""
@@ -274,7 +274,7 @@ def _row_losses(
 
 @triton.jit
 def _of_states(
-    query, row, bias, weight, target, log_sum, out, N, n_items, D, share,
+    query, row, bias, weight, target, log_sum, out, N, n_items, D: tl.constexpr, share,
     HAS_BIAS: tl.constexpr, TILE_N: tl.constexpr, TILE_I: tl.constexpr, TILE_D: tl.constexpr,
 ):  # fmt: skip
     """Gradient of a block of states from one share of the items."""
@@ -304,7 +304,7 @@ def _of_states(
 
 @triton.jit
 def _of_items(
-    query, row, bias, weight, target, log_sum, out, out_bias, n_used, N, n_items, D, share,
+    query, row, bias, weight, target, log_sum, out, out_bias, n_used, N, n_items, D: tl.constexpr, share,
     HAS_BIAS: tl.constexpr, TILE_N: tl.constexpr, TILE_I: tl.constexpr, TILE_D: tl.constexpr,
 ):  # fmt: skip
     """Gradient of a block of items, and of their bias, from one share of the states."""

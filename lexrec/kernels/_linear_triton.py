@@ -82,8 +82,8 @@ def forward(x_ND: Tensor, layer: Layer, onto_NE: Tensor | None, seed_1: Tensor |
     _forward[(triton.cdiv(N, _ROWS), triton.cdiv(E, layer.tile_e))](
         x_ND, scale_D, shift_D, layer.weight_ED, layer.bias_E,
         x_ND if onto_NE is None else onto_NE, x_ND if seed_1 is None else seed_1, y_NE,
-        N, D, E, layer.eps, layer.dropout, drop_below(layer.dropout),
-        layer.before, onto_NE is not None, layer.dropout > 0, _TYPES[layer.dtype],
+        N, layer.eps, layer.dropout, drop_below(layer.dropout),
+        D, E, layer.before, onto_NE is not None, layer.dropout > 0, _TYPES[layer.dtype],
         _ROWS, layer.tile_d, layer.tile_e, num_warps=_WARPS,
     )  # fmt: skip
     return y_NE
@@ -106,8 +106,8 @@ def backward(
     _backward[(n_x * n_d + n_w * n_d * n_e,)](
         grad_NE, x_ND, scale_D, shift_D, layer.weight_ED,
         x_ND if beside_ND is None else beside_ND, x_ND if seed_1 is None else seed_1, of_x_ND, part,
-        N, D, E, layer.eps, layer.dropout, drop_below(layer.dropout), n_x, n_w,
-        layer.before, beside_ND is not None, layer.dropout > 0, _TYPES[layer.dtype],
+        N, layer.eps, layer.dropout, drop_below(layer.dropout), n_x, n_w,
+        D, E, layer.before, beside_ND is not None, layer.dropout > 0, _TYPES[layer.dtype],
         _ROWS, layer.tile_d, layer.tile_e, num_warps=_WARPS,
     )  # fmt: skip
     total_X = x_ND.new_empty(n_flat + n_norm, dtype=torch.float32)
@@ -168,7 +168,8 @@ def _dropped(y_ne, n, e, E, seed, dropout, threshold):
 
 @triton.jit
 def _forward(
-    x, scale, shift, weight, bias, onto, seed, out, N, D, E, eps, dropout, threshold,
+    x, scale, shift, weight, bias, onto, seed, out, N, eps, dropout, threshold,
+    D: tl.constexpr, E: tl.constexpr,
     BEFORE: tl.constexpr, HAS_ONTO: tl.constexpr, DROPS: tl.constexpr, TYPE: tl.constexpr,
     ROWS: tl.constexpr, TILE_D: tl.constexpr, TILE_E: tl.constexpr,
 ):  # fmt: skip
@@ -199,7 +200,8 @@ def _gradient(grad, n, e, N, E, seed, dropout, threshold, DROPS: tl.constexpr):
 @triton.jit
 def _backward(
     grad, x, scale, shift, weight, beside, seed, of_x, part,
-    N, D, E, eps, dropout, threshold, n_x, n_w,
+    N, eps, dropout, threshold, n_x, n_w,
+    D: tl.constexpr, E: tl.constexpr,
     BEFORE: tl.constexpr, HAS_BESIDE: tl.constexpr, DROPS: tl.constexpr, TYPE: tl.constexpr,
     ROWS: tl.constexpr, TILE_D: tl.constexpr, TILE_E: tl.constexpr,
 ):  # fmt: skip
@@ -210,21 +212,22 @@ def _backward(
         part += n_w * (E * D + E) + strip * 2 * D
         _of_x(
             grad, x, scale, weight, beside, seed, of_x, part, strip, n_x, first_d,
-            N, D, E, eps, dropout, threshold, BEFORE, HAS_BESIDE, DROPS, TYPE, ROWS, TILE_D, TILE_E,
+            N, eps, dropout, threshold, D, E, BEFORE, HAS_BESIDE, DROPS, TYPE, ROWS, TILE_D, TILE_E,
         )  # fmt: skip
     else:
         strip, first_d, first_e = at // (n_d * n_e), at // n_e % n_d * TILE_D, at % n_e * TILE_E
         part += strip.to(tl.int64) * (E * D + E)
         _of_weight(
             grad, x, scale, shift, seed, part, strip, n_w, first_d, first_e,
-            N, D, E, eps, dropout, threshold, BEFORE, DROPS, TYPE, ROWS, TILE_D, TILE_E,
+            N, eps, dropout, threshold, D, E, BEFORE, DROPS, TYPE, ROWS, TILE_D, TILE_E,
         )  # fmt: skip
 
 
 @triton.jit
 def _of_x(
     grad, x, scale, weight, beside, seed, of_x, part, strip, n_strips, first_d,
-    N, D, E, eps, dropout, threshold,
+    N, eps, dropout, threshold,
+    D: tl.constexpr, E: tl.constexpr,
     BEFORE: tl.constexpr, HAS_BESIDE: tl.constexpr, DROPS: tl.constexpr, TYPE: tl.constexpr,
     ROWS: tl.constexpr, TILE_D: tl.constexpr, TILE_E: tl.constexpr,
 ):  # fmt: skip
@@ -258,7 +261,8 @@ def _of_x(
 @triton.jit
 def _of_weight(
     grad, x, scale, shift, seed, part, strip, n_strips, first_d, first_e,
-    N, D, E, eps, dropout, threshold,
+    N, eps, dropout, threshold,
+    D: tl.constexpr, E: tl.constexpr,
     BEFORE: tl.constexpr, DROPS: tl.constexpr, TYPE: tl.constexpr,
     ROWS: tl.constexpr, TILE_D: tl.constexpr, TILE_E: tl.constexpr,
 ):  # fmt: skip
