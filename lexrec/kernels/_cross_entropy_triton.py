@@ -282,7 +282,7 @@ def _of_states(
     d = tl.arange(0, TILE_D)
     query_nd = _tile(query, n, n < N, d, D)
     weight_n = tl.load(weight + n, mask=n < N, other=0.0)
-    target_n = tl.load(target + n, mask=n < N, other=-1)
+    target_n = tl.load(target + n, mask=n < N, other=-1).to(tl.int32)
     log_sum_n = tl.load(log_sum + n, mask=n < N, other=float("inf"))
     first = tl.program_id(1) * share
     is_used = tl.max(tl.abs(weight_n), 0) > 0
@@ -321,7 +321,7 @@ def _of_items(
         n = start + tl.arange(0, TILE_N)
         query_nd = _tile(query, n, n < N, d, D)
         weight_n = tl.load(weight + n, mask=n < N, other=0.0)
-        target_n = tl.load(target + n, mask=n < N, other=-1)
+        target_n = tl.load(target + n, mask=n < N, other=-1).to(tl.int32)
         log_sum_n = tl.load(log_sum + n, mask=n < N, other=float("inf"))
         log_share_in = tl.dot(row_id, tl.trans(query_nd)) * _LOG2E - log_sum_n[None, :]
         if HAS_BIAS:
