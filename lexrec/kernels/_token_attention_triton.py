@@ -110,7 +110,7 @@ def backward(asked: Asked, grad_UQD: Tensor) -> Gradients:
         asked.projected_VX, asked.token_UK, *filtering, K, asked.projected_VX.stride(0), D=X // 3, **sizes
     )
     V = len(asked.projected_VX)
-    if U * K > V:
+    if n_rows(U * K, V) < U * K:
         row_RX = torch.ops.aten.embedding_dense_backward(row_RX, asked.token_UK.flatten(), V, -1, False)
     return Gradients(query_UQD, row_RX, None if asked.scale is None else of_scale_U)
 
@@ -125,7 +125,7 @@ def _backward_of_one(asked: Asked, grad_U1D: Tensor) -> Gradients:
     shape = {name: blocks[name] for name in ("H", "C", "BH", "BC")}
     vectors = (asked.query_UQD, grad_U1D, asked.direction_UD, slope_UKH, share_UKH)
     numbers = (K, asked.projected_VX.stride(0), (X // 3 // H) ** -0.5)
-    R = min(U * K, V)
+    R = n_rows(U * K, V)
     row_RX, of_scale_R = grad_U1D.new_empty(R, X), grad_U1D.new_empty(R, dtype=torch.float32)
     found, learning = (asked.projected_VX, _factor(asked), row_RX, of_scale_R), _learning(asked)
     if asked.order is None:
@@ -142,14 +142,19 @@ def _backward_of_one(asked: Asked, grad_U1D: Tensor) -> Gradients:
     return Gradients(query_U1D, row_RX, None if asked.scale is None else of_scale_R)
 
 
+def n_rows(n_choices: int, n_tokens: int) -> int:
+    """Rows that the gradient of a projected table comes in: one for each choice, or for each token."""
+    return min(n_choices, n_tokens)
+
+
 def n_scale_parts(token_UK: Tensor, n_tokens: int, n_queries: int) -> int:
     """Parts that the gradient of the scale comes in."""
-    return len(token_UK) if n_queries > 1 else min(token_UK.numel(), n_tokens)
+    return len(token_UK) if n_queries > 1 else n_rows(token_UK.numel(), n_tokens)
 
 
 def sorted_choices(token_UK: Tensor, n_tokens: int, n_queries: int) -> Order | None:
     """What `backward` needs to add up by token; None where it does not."""
-    if n_queries > 1 or token_UK.numel() <= n_tokens:
+    if n_queries > 1 or n_rows(token_UK.numel(), n_tokens) == token_UK.numel():
         return None
     # A sort takes a pass for each byte.
     dtype = torch.int16 if n_tokens < 2**15 - 1 else torch.int32

@@ -182,10 +182,13 @@ class _Rows(torch.autograd.Function):
     def forward(
         ctx: Any, weight_XW: Tensor, bias_X: Tensor, projection: Projection, token_UK: Tensor
     ) -> Tensor:
+        from lexrec.kernels import _token_attention_triton as kernels
+
         n_choices, (V, X) = token_UK.numel(), projection.projected_VX.shape
-        ctx.table_VW, ctx.token_R = projection.table_VW, token_UK.flatten() if n_choices <= V else None
+        R = kernels.n_rows(n_choices, V)
+        ctx.table_VW, ctx.token_R = projection.table_VW, token_UK.flatten() if R == n_choices else None
         ctx.dtypes = weight_XW.dtype, bias_X.dtype
-        return projection.projected_VX.new_empty(()).expand(min(n_choices, V), X)
+        return projection.projected_VX.new_empty(()).expand(R, X)
 
     @staticmethod
     def backward(ctx: Any, row_RX: Tensor) -> tuple[Tensor, Tensor, None, None]:
