@@ -48,13 +48,21 @@ class Update:
         """The loss before the step, detached and on the device."""
         self.optimizer.zero_grad(set_to_none=True)
         targets = self.step.objective.prepare(batch, self.generator)
-        with self.arithmetic:
+        with self.arithmetic, self._seeds():
             loss: Tensor = self._losses(batch, targets)["loss"]
         torch.autograd.backward(loss)
         if self.config.clip_norm:
             torch.nn.utils.clip_grad_norm_(self.step.parameters(), self.config.clip_norm)
         self.optimizer.step()
         return loss.detach()
+
+    def _seeds(self) -> AbstractContextManager[None]:
+        device = self.generator.device
+        if device.type != "cuda":
+            return nullcontext()
+        from lexrec.kernels import _dropout_triton
+
+        return _dropout_triton.seeds_together(device)
 
 
 class Runner(Protocol):

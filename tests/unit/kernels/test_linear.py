@@ -163,3 +163,15 @@ def test_a_gpu_errs_no_more_than_autocast(N: int, D: int, inner: int) -> None:
 
     for ours, theirs in zip(errors(layer.fused), errors(layer), strict=True):
         assert ours < 1.2 * theirs + 1e-4
+
+
+def test_seeds_of_a_step_are_drawn_together(interpreted: Interpreted) -> None:
+    dropout, cpu = interpreted("_dropout_triton"), torch.device("cpu")
+    torch.manual_seed(0)
+    with dropout.seeds_together(cpu):
+        together = [dropout.draw_seed(cpu).item() for _ in range(dropout._AT_ONCE + 2)]
+    alone = dropout.draw_seed(cpu).item()
+    assert len({*together, alone}) == dropout._AT_ONCE + 3
+    torch.manual_seed(0)
+    with dropout.seeds_together(cpu):
+        assert [dropout.draw_seed(cpu).item() for _ in range(3)] == together[:3]
