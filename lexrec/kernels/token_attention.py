@@ -186,7 +186,7 @@ class _Rows(torch.autograd.Function):
 
         n_choices, (V, X) = token_UK.numel(), projection.projected_VX.shape
         R = kernels.n_rows(n_choices, V)
-        ctx.table_VW, ctx.token_R = projection.table_VW, token_UK.flatten() if R == n_choices else None
+        ctx.table_VW, ctx.token_R = projection.table_VW, token_UK.flatten() if n_choices == R else None
         ctx.dtypes = weight_XW.dtype, bias_X.dtype
         return projection.projected_VX.new_empty(()).expand(R, X)
 
