@@ -72,18 +72,25 @@ class Rows(NamedTuple):
 
     def heads(self, qkv: nn.Linear, x_ND: Tensor, n_heads: int) -> Iterator[Heads]:
         """Queries, keys and values of each group."""
-        parts = [qkv(x_ND)]
-        if self.places.slot_N is not None:
-            # The last part is that of unused slots.
-            *parts, _ = torch.split(_filled(self.places, parts[0]), [*(R * W for R, W in self.shapes), 1])
-        for part, (R, W), may_look in zip(parts, self.shapes, self.may_look, strict=True):
-            q_RHWK, k_RHWK, v_RHWK = part.view(R, W, 3, n_heads, -1).permute(2, 0, 3, 1, 4)
+        for part_RWM, may_look in zip(self.lay(qkv(x_ND)), self.may_look, strict=True):
+            q_RHWK, k_RHWK, v_RHWK = part_RWM.view(*part_RWM.shape[:2], 3, n_heads, -1).permute(2, 0, 3, 1, 4)
             yield Heads(q_RHWK, k_RHWK, v_RHWK, may_look)
 
     def join(self, parts_RHWK: Iterable[Tensor]) -> Tensor:
         """What came of each group's queries, as [N, D]."""
-        parts = [part_RHWK.transpose(1, 2).flatten(0, 1).flatten(1) for part_RHWK in parts_RHWK]
-        return self.places.pack(torch.cat(parts)[None])
+        return self.gather(part_RHWK.transpose(1, 2).flatten(2) for part_RHWK in parts_RHWK)
+
+    def lay(self, x_ND: Tensor) -> list[Tensor]:
+        """The slots of each group in their rows, [R, W, D], with finite numbers where nothing may look."""
+        parts = [x_ND]
+        if self.places.slot_N is not None:
+            # The last part is that of unused slots.
+            *parts, _ = torch.split(_filled(self.places, x_ND), [*(R * W for R, W in self.shapes), 1])
+        return [part.view(*shape, -1) for part, shape in zip(parts, self.shapes, strict=True)]
+
+    def gather(self, parts_RWD: Iterable[Tensor]) -> Tensor:
+        """The slots out of the rows of each group, [N, D]."""
+        return self.places.pack(torch.cat([part_RWD.flatten(0, 1) for part_RWD in parts_RWD])[None])
 
     def asking(self, x_ND: Tensor) -> Tensor:
         """The positions that `join` returns."""

@@ -17,7 +17,8 @@ Differences from the families: dropout on the input and on what each sub-layer a
 weights alone, and off); the feed-forward layer is 8/3 as wide as the model; a head is dim / n_heads wide;
 a sliding window is as long as the history, that is, none. Norms are computed in float32, as there.
 
-Positions are counted from the oldest item of a row, and rows are computed whole, padding included.
+Positions are counted from the oldest item of a row. On a CPU rows of like length are computed together
+(`Rows`), on a GPU all at full length.
 
 Dimension key: B batch, L positions, D width.
 """
@@ -29,10 +30,10 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from lexrec.data.batch import Batch
+from lexrec.data.batch import Batch, Places
 from lexrec.errors import ConfigError
 from lexrec.item_encoders.base import ItemEncoder
-from lexrec.models._layers import Dropout, causal_mask
+from lexrec.models._layers import Dropout, Rows, causal_mask
 from lexrec.models.base import Encoded, ModelConfig, SequenceModel
 
 _KEY_OF = {
@@ -112,24 +113,40 @@ class IdDecoder(SequenceModel):
         return _blocks(self.decoder, self.config)
 
     def forward(self, batch: Batch) -> Encoded:
-        embedded = self.items(batch)
-        x_BLD = self.dropout(self.input_scale * embedded.x_BLD)
-        added_BLD = embedded.after_block0_BLD
-        if added_BLD is not None:
-            added_BLD = self.input_scale * added_BLD
-        return Encoded(self.decode(x_BLD, batch.is_item_BL, added_BLD), embedded.aux)
+        embedded, rows = self.items(batch), Rows.causal(batch)
+        if rows.packed is not None:
+            # The kernel that finds rows among slots is not in transformers' blocks.
+            batch = batch._replace(slot_N=None)
+            rows = Rows.causal(batch)
+        places, parts_RWD = Places.of(batch), []
+        x_ND = self.dropout(self.input_scale * places.pack(embedded.x_BLD))
+        added: list[Tensor | None] = [None] * len(rows.shapes)
+        if embedded.after_block0_BLD is not None:
+            added = [*rows.lay(self.input_scale * places.pack(embedded.after_block0_BLD))]
+        for x_RWD, may_look, added_RWD in zip(rows.lay(x_ND), rows.may_look, added, strict=True):
+            parts_RWD.append(self.decode(x_RWD, may_look, added_RWD))
+        return Encoded(places.unpack(rows.gather(parts_RWD)), embedded.aux)
 
-    def decode(self, x_BLD: Tensor, is_item_BL: Tensor, added_BLD: Tensor | None = None) -> Tensor:
-        """States of input vectors, [B, L, D]; `added_BLD` joins after the first block."""
-        may_look_B1LL = causal_mask(is_item_BL)
+    def decode(self, x_BLD: Tensor, may_look_B1LL: Tensor, added_BLD: Tensor | None = None) -> Tensor:
+        """States of input vectors, [B, L, D].
+
+        Args:
+            x_BLD: input vectors.
+            may_look_B1LL: True where a position (row) looks at another (column); for all rows if B is 1.
+            added_BLD: what joins after the first block.
+        """
+        B, L, _ = x_BLD.shape
+        may_look_B1LL = may_look_B1LL.expand(B, 1, L, L)
+        mask_B1LL = may_look_B1LL
         if self.config.attention == "eager":
             # There a mask is added to the logits.
             least = torch.finfo(x_BLD.dtype).min
-            may_look_B1LL = x_BLD.new_zeros(may_look_B1LL.shape).masked_fill(~may_look_B1LL, least)
+            mask_B1LL = x_BLD.new_zeros(mask_B1LL.shape).masked_fill(~may_look_B1LL, least)
         hidden_BLD: Tensor = self.decoder(
             inputs_embeds=x_BLD,
-            attention_mask=may_look_B1LL,
-            position_ids=(is_item_BL.cumsum(1) - 1).clamp(min=0),
+            attention_mask=mask_B1LL,
+            # It looks at itself and at those before it.
+            position_ids=may_look_B1LL[:, 0].sum(-1) - 1,
             use_cache=False,
             **({} if added_BLD is None else {"after_block0_BLD": added_BLD}),
         ).last_hidden_state
@@ -247,11 +264,12 @@ def _check(model: IdDecoder) -> None:
     L = min(3, config.max_len)
     x_1LD = torch.linspace(-1, 1, L * config.dim).view(1, L, config.dim)
     is_item_1L = torch.ones(1, L, dtype=torch.bool)
+    alone, beside_padding = causal_mask(is_item_1L), causal_mask(F.pad(is_item_1L, (1, 0)))
     try:
-        state_1LD = model.decode(x_1LD, is_item_1L)
-        later_1LD = model.decode(torch.cat([x_1LD[:, :-1], 1 - x_1LD[:, -1:]], 1), is_item_1L)
-        padded_1LD = model.decode(F.pad(x_1LD, (0, 0, 1, 0)), F.pad(is_item_1L, (1, 0)))
-        added_1LD = model.decode(x_1LD, is_item_1L, x_1LD)
+        state_1LD = model.decode(x_1LD, alone)
+        later_1LD = model.decode(torch.cat([x_1LD[:, :-1], 1 - x_1LD[:, -1:]], 1), alone)
+        padded_1LD = model.decode(F.pad(x_1LD, (0, 0, 1, 0)), beside_padding)
+        added_1LD = model.decode(x_1LD, alone, x_1LD)
     except Exception as error:
         raise _refused(config, error) from error
     problem = ""

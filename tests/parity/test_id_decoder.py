@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from lexrec.data.batch import collate
+from lexrec.models._layers import causal_mask
 from lexrec.models.id_decoder import IdDecoder, IdDecoderConfig
 from tests import components
 from tests.components import N_ITEMS, packed
@@ -141,7 +142,7 @@ def test_what_an_encoder_injects_joins_after_the_first_block(family: str) -> Non
     for block in model.blocks:
         block.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     model(batch)
-    model.decode(model.input_scale * model.items.lookup(batch.item_BL), batch.is_item_BL)
+    model.decode(model.input_scale * model.items.lookup(batch.item_BL), causal_mask(batch.is_item_BL))
     first, second, first_without, second_without = seen
     added_BLD = model.items(batch).after_block0_BLD
     assert added_BLD.abs().max() > 1e-4

@@ -60,6 +60,25 @@ def test_groups_mix_what_padded_rows_mix(lengths: list[int], max_len: int, spare
         assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("encoder", ["id_embedding", "mltfr"])
+@pytest.mark.parametrize("model", ["id_decoder"])
+def test_models_with_an_attention_of_their_own_read_groups_too(model: str, encoder: str) -> None:
+    torch.manual_seed(0)
+    built = build(model, encoder, **({"inject": "after_block0"} if encoder == "mltfr" else {}))
+    parameters = {n: p for n, p in built.named_parameters() if p.requires_grad}
+    packed = batch_of([3, 0, 8, 1, 5], 12, 2)
+    time_BL = torch.arange(12).square() * 40 + packed.user_B[:, None]
+    packed = packed._replace(time_BL=time_BL * packed.is_item_BL)
+    states_BLD, gradients = [], []
+    for batch in (packed, packed._replace(slot_N=None)):
+        hidden_BLD = built(batch).hidden_BLD * batch.is_item_BL[..., None]
+        states_BLD.append(hidden_BLD)
+        slopes = torch.autograd.grad(hidden_BLD.square().sum(), list(parameters.values()), allow_unused=True)
+        gradients.append({n: g for n, g in zip(parameters, slopes, strict=True) if g is not None})
+    assert_close(*states_BLD, atol=1e-5, rtol=1e-4)
+    assert_close(*gradients, atol=1e-4, rtol=1e-3)
+
+
 def test_short_histories_share_short_rows() -> None:
     rows = Rows.causal(batch_of([1, 50, 8, 9, 0, 16, 33], 50))
     assert rows.shapes == ((3, 8), (2, 16), (2, 50))
