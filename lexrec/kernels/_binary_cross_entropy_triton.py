@@ -32,7 +32,7 @@ def losses(
 
 @triton.jit
 def _losses(
-    query, table, index, weight, loss, slope, N, D, X, beta, prior,
+    query, table, index, weight, loss, slope, N, D: tl.constexpr, X, beta, prior,
     ROWS: tl.constexpr, TILE_D: tl.constexpr,
 ):  # fmt: skip
     n, d = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64), tl.arange(0, TILE_D)

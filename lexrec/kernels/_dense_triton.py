@@ -63,7 +63,7 @@ def _total(part_SD: Tensor) -> Tensor:
 
 
 @triton.jit
-def _strips_summed(part, out, S, D, TILE_S: tl.constexpr, TILE_D: tl.constexpr):
+def _strips_summed(part, out, S, D: tl.constexpr, TILE_S: tl.constexpr, TILE_D: tl.constexpr):
     s, d = tl.arange(0, TILE_S), tl.program_id(0) * TILE_D + tl.arange(0, TILE_D)
     is_in_sd = (s < S)[:, None] & (d < D)[None, :]
     part_sd = tl.load(part + s[:, None] * D + d[None, :], mask=is_in_sd, other=0.0)
@@ -71,7 +71,7 @@ def _strips_summed(part, out, S, D, TILE_S: tl.constexpr, TILE_D: tl.constexpr):
 
 
 @triton.jit
-def _column_sums(x, part, N, D, n_strips, ROWS: tl.constexpr, TILE_D: tl.constexpr):
+def _column_sums(x, part, N, D: tl.constexpr, n_strips, ROWS: tl.constexpr, TILE_D: tl.constexpr):
     strip, d = tl.program_id(0), tl.arange(0, TILE_D)
     sum_nd = tl.zeros([ROWS, TILE_D], tl.float32)
     for start in range(strip * ROWS, N, n_strips * ROWS):
@@ -84,7 +84,7 @@ def _column_sums(x, part, N, D, n_strips, ROWS: tl.constexpr, TILE_D: tl.constex
 
 
 @triton.jit
-def _standardised(x, at_nd, is_in_nd, D, eps):
+def _standardised(x, at_nd, is_in_nd, D: tl.constexpr, eps):
     """Rows with mean 0 and variance 1, zero beyond their ends, and what they were multiplied by."""
     x_nd = tl.load(x + at_nd, mask=is_in_nd, other=0.0).to(tl.float32)
     centred_nd = tl.where(is_in_nd, x_nd - (tl.sum(x_nd, 1) / D)[:, None], 0.0)
@@ -93,7 +93,7 @@ def _standardised(x, at_nd, is_in_nd, D, eps):
 
 
 @triton.jit
-def _normed(x, weight, bias, out, N, D, eps, ROWS: tl.constexpr, TILE_D: tl.constexpr):
+def _normed(x, weight, bias, out, N, D: tl.constexpr, eps, ROWS: tl.constexpr, TILE_D: tl.constexpr):
     n, d = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, TILE_D)
     is_in_nd = (n < N)[:, None] & (d < D)[None, :]
     at_nd = n[:, None].to(tl.int64) * D + d[None, :]
@@ -105,7 +105,7 @@ def _normed(x, weight, bias, out, N, D, eps, ROWS: tl.constexpr, TILE_D: tl.cons
 
 @triton.jit
 def _norm_gradients(
-    grad, x, weight, out, part, N, D, eps, n_strips, ROWS: tl.constexpr, TILE_D: tl.constexpr
+    grad, x, weight, out, part, N, D: tl.constexpr, eps, n_strips, ROWS: tl.constexpr, TILE_D: tl.constexpr
 ):
     strip, d = tl.program_id(0), tl.arange(0, TILE_D)
     weight_d = tl.load(weight + d, mask=d < D, other=0.0)

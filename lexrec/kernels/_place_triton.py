@@ -43,14 +43,14 @@ def gradient(
 
 
 @triton.jit
-def _dropped(x_nd, n, d, D, seed, dropout, threshold):
+def _dropped(x_nd, n, d, D: tl.constexpr, seed, dropout, threshold):
     place_nd = n[:, None].to(tl.uint32) * D + d[None, :].to(tl.uint32)
     return tl.where(hashed(place_nd, tl.load(seed)) >= threshold, x_nd / (1 - dropout), 0.0)
 
 
 @triton.jit
 def _placed(
-    x, position, slot, seed, out, M, L, N, D, dropout, threshold,
+    x, position, slot, seed, out, M, L, N, D: tl.constexpr, dropout, threshold,
     DROPS: tl.constexpr, ROWS: tl.constexpr, TILE_D: tl.constexpr,
 ):  # fmt: skip
     n, d = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64), tl.arange(0, TILE_D)
@@ -65,7 +65,7 @@ def _placed(
 
 @triton.jit
 def _gradient(
-    grad, slot, seed, of_x, M, N, D, dropout, threshold,
+    grad, slot, seed, of_x, M, N, D: tl.constexpr, dropout, threshold,
     DROPS: tl.constexpr, ROWS: tl.constexpr, TILE_D: tl.constexpr,
 ):  # fmt: skip
     n, d = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64), tl.arange(0, TILE_D)

@@ -66,7 +66,7 @@ def score_gradients(
 
 
 @triton.jit
-def _tile(N, D, ROWS: tl.constexpr, TILE_D: tl.constexpr):
+def _tile(N, D: tl.constexpr, ROWS: tl.constexpr, TILE_D: tl.constexpr):
     """States and columns of this program's tile, and which of them there are."""
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     d = tl.arange(0, TILE_D)
@@ -74,7 +74,7 @@ def _tile(N, D, ROWS: tl.constexpr, TILE_D: tl.constexpr):
 
 
 @triton.jit
-def _take(table, index, out, N, D, ROWS: tl.constexpr, TILE_D: tl.constexpr):
+def _take(table, index, out, N, D: tl.constexpr, ROWS: tl.constexpr, TILE_D: tl.constexpr):
     n, d, is_in_nd = _tile(N, D, ROWS, TILE_D)
     r = tl.load(index + n, mask=n < N, other=0)
     row_nd = tl.load(table + r[:, None] * D + d[None, :], mask=is_in_nd, other=0.0)
@@ -82,7 +82,7 @@ def _take(table, index, out, N, D, ROWS: tl.constexpr, TILE_D: tl.constexpr):
 
 
 @triton.jit
-def _add_up(grad, index, out, N, D, padding, ROWS: tl.constexpr, TILE_D: tl.constexpr):
+def _add_up(grad, index, out, N, D: tl.constexpr, padding, ROWS: tl.constexpr, TILE_D: tl.constexpr):
     n, d, is_in_nd = _tile(N, D, ROWS, TILE_D)
     r = tl.load(index + n, mask=n < N, other=0)
     grad_nd = tl.load(grad + n[:, None] * D + d[None, :], mask=is_in_nd, other=0.0).to(tl.float32)
@@ -92,7 +92,7 @@ def _add_up(grad, index, out, N, D, padding, ROWS: tl.constexpr, TILE_D: tl.cons
 
 
 @triton.jit
-def _score(query, table, index, out, N, D, K, ROWS: tl.constexpr, TILE_D: tl.constexpr):
+def _score(query, table, index, out, N, D: tl.constexpr, K, ROWS: tl.constexpr, TILE_D: tl.constexpr):
     n, d, is_in_nd = _tile(N, D, ROWS, TILE_D)
     query_nd = tl.load(query + n[:, None] * D + d[None, :], mask=is_in_nd, other=0.0).to(tl.float32)
     for k in range(K):
@@ -103,7 +103,17 @@ def _score(query, table, index, out, N, D, K, ROWS: tl.constexpr, TILE_D: tl.con
 
 @triton.jit
 def _score_gradients(
-    grad, query, table, index, of_query, of_table, N, D, K, ROWS: tl.constexpr, TILE_D: tl.constexpr
+    grad,
+    query,
+    table,
+    index,
+    of_query,
+    of_table,
+    N,
+    D: tl.constexpr,
+    K,
+    ROWS: tl.constexpr,
+    TILE_D: tl.constexpr,
 ):
     n, d, is_in_nd = _tile(N, D, ROWS, TILE_D)
     query_nd = tl.load(query + n[:, None] * D + d[None, :], mask=is_in_nd, other=0.0).to(tl.float32)
