@@ -173,7 +173,7 @@ def _clear(n_used, out, N, D, k, K, TILE: tl.constexpr):
 
 @triton.jit
 def _forward(
-    qkv, length, seed, out, N, D, K, scale, dropout, threshold,
+    qkv, length, seed, out, N, D: tl.constexpr, K: tl.constexpr, scale, dropout, threshold,
     CAUSAL: tl.constexpr, DROPS: tl.constexpr, TILE: tl.constexpr, TILE_K: tl.constexpr, TILE_B: tl.constexpr,
 ):  # fmt: skip
     b, h = tl.program_id(0), tl.program_id(1)
@@ -196,7 +196,7 @@ def _forward(
 
 @triton.jit
 def _backward(
-    grad, qkv, length, seed, out, N, D, K, scale, dropout, threshold,
+    grad, qkv, length, seed, out, N, D: tl.constexpr, K: tl.constexpr, scale, dropout, threshold,
     CAUSAL: tl.constexpr, DROPS: tl.constexpr, TILE: tl.constexpr, TILE_K: tl.constexpr, TILE_B: tl.constexpr,
 ):  # fmt: skip
     b, h = tl.program_id(0), tl.program_id(1)
