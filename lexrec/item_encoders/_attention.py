@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lexrec.item_encoders._mltfr_config import MltfrConfig
 from lexrec.kernels.dense import added_linear, drop
+from lexrec.kernels.gpu import on_gpu
 
 
 class Chosen(NamedTuple):
@@ -57,16 +58,35 @@ class CrossAttention(nn.Module):
 
     def forward(self, query_UQD: Tensor, answers: Answers) -> tuple[Tensor, Tensor]:
         """What attention gives each query, and its weights before dropout, [U, H, Q, K]."""
-        q_UHQC, k_UHKC, v_UHKC = (
-            x.view(*x.shape[:2], self.n_heads, -1).transpose(1, 2)
-            for x in (self.asked(query_UQD), answers.key_UKD, answers.value_UKD)
-        )
+        q_UHQC, k_UHKC, v_UHKC = self._heads(query_UQD, answers)
         logit_UHQK = q_UHQC @ k_UHKC.transpose(-1, -2) * q_UHQC.shape[-1] ** -0.5
         if answers.bias_UK is not None:
             logit_UHQK = logit_UHQK + answers.bias_UK[:, None, None, :]
         attention_UHQK = logit_UHQK.softmax(dim=-1)
         mixed_UHQC = self.dropped(attention_UHQK) @ v_UHKC
         return self.answered(mixed_UHQC.transpose(1, 2).flatten(2)), attention_UHQK
+
+    def answer(self, query_UQD: Tensor, answers: Answers) -> Tensor:
+        """As `forward`, without the weights, which a GPU then never has to hold."""
+        return self._fused(query_UQD, answers) if on_gpu(query_UQD) else self(query_UQD, answers)[0]
+
+    def _fused(self, query_UQD: Tensor, answers: Answers) -> Tensor:
+        q_UHQC, k_UHKC, v_UHKC = self._heads(query_UQD, answers)
+        bias_UHQK = None
+        if answers.bias_UK is not None:
+            shape = *q_UHQC.shape[:3], answers.bias_UK.shape[1]
+            bias_UHQK = answers.bias_UK[:, None, None].to(q_UHQC.dtype).expand(shape)
+        dropout = self.dropout.p if self.training else 0.0
+        mixed_UHQC = F.scaled_dot_product_attention(q_UHQC, k_UHKC, v_UHKC, bias_UHQK, dropout)
+        return self.answered(mixed_UHQC.transpose(1, 2).flatten(2))
+
+    def _heads(self, query_UQD: Tensor, answers: Answers) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of each head."""
+        q_UHQC, k_UHKC, v_UHKC = (
+            x.view(*x.shape[:2], self.n_heads, -1).transpose(1, 2)
+            for x in (self.asked(query_UQD), answers.key_UKD, answers.value_UKD)
+        )
+        return q_UHQC, k_UHKC, v_UHKC
 
     def asked(self, query_UQD: Tensor) -> Tensor:
         """The queries of all heads, side by side."""

@@ -61,8 +61,7 @@ class Consensus(nn.Module):
             answer_VX, aligned_VD = self._constants_of(m, experts[m])
             chosen = chosen_E[m] if aligned_VD is None else self._choose(asked, aligned_VD)
             answers.append(self.attention.read(experts[m].table_VW, chosen, answer_VX))
-        out_UQD: Tensor = self.attention(asked.query_UQD, self._joined(answers))[0]
-        return out_UQD
+        return self.attention.answer(asked.query_UQD, self._joined(answers))
 
     @torch.no_grad()
     def agree(self, experts: Sequence[nn.Module], weight_E: Sequence[dict[str, Tensor]]) -> None:

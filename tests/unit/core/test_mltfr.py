@@ -14,6 +14,7 @@ from lexrec.config import run_config
 from lexrec.data.batch import Batch, collate
 from lexrec.errors import ConfigError
 from lexrec.item_encoders import _expert
+from lexrec.item_encoders._attention import Answers, CrossAttention
 from lexrec.item_encoders._interest import anchor_lengths, prefix_means
 from lexrec.item_encoders._mltfr_config import MltfrConfig
 from lexrec.item_encoders.base import Catalogue
@@ -301,6 +302,24 @@ def test_reading_a_table_once_gives_the_same_numbers(
     assert grads.keys() == grads_once.keys()
     for name, grad in grads.items():
         assert_close(grads_once[name], grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("n_queries", [1, 7])
+def test_attention_gives_the_same_without_its_weights(n_queries: int, biased: bool, device: str) -> None:
+    torch.manual_seed(0)
+    attention = CrossAttention(24, 32, MltfrConfig(dropout=0.0)).to(device)
+    given = [torch.randn(5, n, 32, device=device, requires_grad=True) for n in (n_queries, 11, 11)]
+    bias_UK = torch.randn(5, 11, device=device, requires_grad=True)
+    leaves = [*given, *([bias_UK] if biased else []), attention.query.weight, attention.out.weight]
+    answers = Answers(given[1], given[2], bias_UK if biased else None)
+    plain_UQD, fused_UQD = attention(given[0], answers)[0], attention._fused(given[0], answers)
+    assert_close(fused_UQD, plain_UQD)
+    for ours, theirs in zip(
+        *(torch.autograd.grad(x.square().sum(), leaves) for x in (fused_UQD, plain_UQD)), strict=True
+    ):
+        assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.gpu
