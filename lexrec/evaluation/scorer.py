@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from lexrec.data.batch import Batch, with_slots
-from lexrec.kernels.products import product
+from lexrec.kernels.products import scores
 from lexrec.models.base import SequenceModel
 
-_FEWEST_ROWS = 4
 _NARROW = 256
 """Width up to which operations are too small to be parted among threads with gain."""
 
@@ -71,14 +70,10 @@ class ModelScorer:
 
     @torch.no_grad()
     def score(self, query: Tensor, first: int, last: int) -> Tensor:
-        # For few rows a product takes kernels that round equal items differently depending on where they
-        # stand; beside copies of themselves they are scored as any batch is.
-        n_rows = len(query)
-        rows = query if n_rows >= _FEWEST_ROWS else query.repeat(_FEWEST_ROWS, 1)
-        logit_BJ = product(rows, self._row_ID[first - 1 : last - 1])
+        logit_BJ = scores(query, self._row_ID[first - 1 : last - 1])
         if self.table.bias_I is not None:
             logit_BJ += self.table.bias_I[first - 1 : last - 1]
-        return logit_BJ[:n_rows]
+        return logit_BJ
 
 
 def packed(model: SequenceModel, batch: Batch) -> Batch:

@@ -13,22 +13,38 @@ from torch import Tensor
 
 from lexrec.kernels.gpu import is_transformed
 
-_FEWEST = 2**19
+_FEWEST = 2**20
 """Multiplications below which beginning costs oneDNN more than it saves."""
+_ALIKE, _ALIKE_ELSEWHERE = 2, 4
+"""Rows from which on a product's bits depend on nothing but its row, by oneDNN and by others."""
 
 
 def product(x_ND: Tensor, weight_ED: Tensor, bias_E: Tensor | None = None) -> Tensor:
     """`F.linear`, [..., N, E]: a new tensor, its sums in float32 in whichever order is the fastest."""
-    n_rows = x_ND.shape[:-1].numel()
-    if n_rows * weight_ED.numel() < _FEWEST or not _is_served(x_ND, weight_ED):
+    if x_ND.numel() * len(weight_ED) < _FEWEST or not _is_served(x_ND, weight_ED):
         return F.linear(x_ND, weight_ED, bias_E)
-    n_padded = _round(n_rows)
     given_ND = x_ND.flatten(0, -2)
+    n_rows = len(given_ND)
+    n_padded = _round(n_rows)
     if n_padded != n_rows:
         given_ND = x_ND.new_empty(n_padded, x_ND.shape[-1])
         given_ND[:n_rows] = x_ND.flatten(0, -2)
     y_NE: Tensor = torch.ops.mkldnn._linear_pointwise(given_ND, weight_ED, bias_E, "none", [], "")
     return y_NE[:n_rows].view(*x_ND.shape[:-1], -1)
+
+
+def scores(x_ND: Tensor, weight_ED: Tensor) -> Tensor:
+    """Products of which equal ones have equal bits, wherever they stand and however few rows there are, [N, E].
+
+    For few rows libraries take kernels that round the end of a row differently. Such rows are multiplied beside
+    copies of themselves.
+    """
+    n_rows = len(x_ND)
+    is_large = _ALIKE * weight_ED.numel() >= _FEWEST and _is_served(x_ND, weight_ED)
+    n_least = _ALIKE if is_large else _ALIKE_ELSEWHERE
+    if n_rows >= n_least or n_rows == 0:
+        return product(x_ND, weight_ED)
+    return product(x_ND.repeat(-(-n_least // n_rows), 1), weight_ED)[:n_rows]
 
 
 def _round(n: int) -> int:

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 _LARGEST_GROUP = 128
+_FEW = 2**16
+"""Scores up to which looking at each is quicker than at groups first."""
 _LOW_BITS = 2**32 - 1
 _NAN_BITS = 0x7FC00000
 
@@ -75,16 +77,15 @@ def best_keys_by_groups(score_BJ: Tensor, first: int, k: int) -> Tensor:
     while size > 1 and J // size < 2 * k:
         size //= 2
     peak_BG = score_BJ[:, : J // size * size].view(B, -1, size).amax(2)
-    if J % size:
-        rest_B1 = score_BJ[:, J // size * size :].amax(1, keepdim=True)
-        peak_BG = torch.cat([peak_BG, rest_B1], dim=1)
-    least_B1 = score_BJ.new_full((B, 1), torch.finfo(score_BJ.dtype).min)
+    least_B1 = score_BJ.new_full((B, 1), -torch.inf)
     if k <= peak_BG.shape[1]:
-        least_B1 = peak_BG.topk(k, dim=1).values[:, -1:].clamp(min=least_B1)
+        least_B1 = peak_BG.topk(k, dim=1).values[:, -1:]
+    least_B1 = least_B1.clamp(min=torch.finfo(score_BJ.dtype).min)
     if score_BJ.is_cuda:
         place_N = (~(score_BJ < least_B1)).flatten().nonzero()[:, 0]
     else:
-        place_N = torch.from_numpy(_reaching(score_BJ, peak_BG, least_B1, size))
+        parts = (x.detach().numpy() for x in (score_BJ, peak_BG, least_B1))
+        place_N = torch.from_numpy(_reaching(*parts, size))
     row_N, column_N = place_N // J, place_N % J
     kept_B = row_N.bincount(minlength=B)
     key_BM = torch.full((B, int(kept_B.max())), NO_KEY, device=score_BJ.device)
@@ -93,20 +94,22 @@ def best_keys_by_groups(score_BJ: Tensor, first: int, k: int) -> Tensor:
     return key_BM
 
 
-def _reaching(score_BJ: Tensor, peak_BG: Tensor, least_B1: Tensor, size: int) -> NDArray[np.int64]:
-    """Flat places of the scores that are not below what each row asks for, in order, on a CPU.
-
-    Only groups whose greatest score reaches are looked into.
-    """
-    J, G = score_BJ.shape[1], peak_BG.shape[1]
-    score_M, bound_B1 = score_BJ.detach().numpy().ravel(), least_B1.detach().numpy()
-    row_P, group_P = np.divmod(np.flatnonzero(~np.less(peak_BG.detach().numpy(), bound_B1)), G)
-    # The last group may be a short one. It is read together with the end of the one before it.
+def _reaching(
+    score_BJ: NDArray[np.float32], peak_BG: NDArray[np.float32], least_B1: NDArray[np.float32], size: int
+) -> NDArray[np.int64]:
+    """Flat places of the scores that are not below what each row asks for, in order, on a CPU."""
+    if score_BJ.size <= _FEW:
+        return np.flatnonzero(~np.less(score_BJ, least_B1))
+    # Of many, only groups whose greatest score reaches are looked into, and the short one at the end.
+    (B, J), n_full = score_BJ.shape, peak_BG.shape[1]
+    is_asked_BG = np.ones((B, -(-J // size)), dtype=np.bool_)
+    is_asked_BG[:, :n_full] = ~np.less(peak_BG, least_B1)
+    row_P, group_P = np.divmod(np.flatnonzero(is_asked_BG), is_asked_BG.shape[1])
+    # The short group is read together with the end of the one before it.
     place_P = row_P * J + np.minimum(group_P * size, J - size)
-    score_PS = np.lib.stride_tricks.sliding_window_view(score_M, size)[place_P]
-    is_kept_PS = ~np.less(score_PS, bound_B1[row_P])
-    if J % size:
-        is_kept_PS[group_P == G - 1, : -J % size] = False
+    score_PS = np.lib.stride_tricks.sliding_window_view(score_BJ.ravel(), size)[place_P]
+    is_kept_PS = ~np.less(score_PS, least_B1[row_P])
+    is_kept_PS[group_P == n_full, : -J % size] = False
     p_N, s_N = np.divmod(np.flatnonzero(is_kept_PS), size)
     place_N: NDArray[np.int64] = place_P[p_N] + s_N
     return place_N

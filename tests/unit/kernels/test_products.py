@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from lexrec.kernels import products
-from lexrec.kernels.products import product
+from lexrec.kernels.products import product, scores
 
 LARGE, SMALL = (170, 64, 64), (3, 5, 7)
 """Rows, width in, width out: above and below what oneDNN is asked for."""
@@ -27,13 +27,17 @@ def test_products_are_those_of_float64(N: int, D: int, E: int, has_bias: bool) -
     torch.testing.assert_close(of_columns_NE, y_NE, atol=1e-5, rtol=1e-5)
 
 
-def test_equal_rows_have_equal_products_wherever_they_stand() -> None:
-    weight_ED = torch.randn(12101, 64)
-    weight_ED[[3, 4000, 12095, 12100]] = weight_ED[77].clone()
-    for n in (4, 5, 64, 85):
-        with torch.no_grad():
-            y_NE = product(torch.randn(n, 64), weight_ED)
-        assert torch.equal(y_NE[:, [3, 4000, 12095, 12100]], y_NE[:, 77, None].expand(-1, 4))
+@pytest.mark.parametrize(("E", "D"), [(12101, 64), (1003, 32), (70, 24)])
+def test_scores_depend_on_neither_place_nor_number_of_rows(E: int, D: int) -> None:
+    x_ND, weight_ED = torch.randn(85, D), torch.randn(E, D)
+    weight_ED[[3, E // 3, E - 6, E - 1]] = weight_ED[7].clone()
+    with torch.no_grad():
+        all_NE = scores(x_ND, weight_ED)
+        for n in (1, 2, 3, 4, 5, 64):
+            y_NE = scores(x_ND[:n], weight_ED)
+            assert torch.equal(y_NE, all_NE[:n])
+            assert torch.equal(y_NE[:, [3, E // 3, E - 6, E - 1]], y_NE[:, 7, None].expand(-1, 4))
+        assert scores(x_ND[:0], weight_ED).shape == (0, E)
 
 
 def test_few_shapes_are_compiled() -> None:

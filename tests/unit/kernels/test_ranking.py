@@ -55,12 +55,15 @@ def lists_of(key_BM: Tensor, k: int) -> list[list[tuple[float, int]]]:
 
 @pytest.mark.parametrize(("n_items", "k"), WIDTHS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_k_best_are_those_of_sorting_everything(kind, n_items, k, interpreted: Interpreted):
+def test_the_k_best_are_those_of_sorting_everything(kind, n_items, k, interpreted: Interpreted, monkeypatch):
     score_BJ = draw(kind, 3, n_items)
     wanted = sorted_best(score_BJ, 11, k)
     kernel = interpreted("_ranking_triton")
     for found in (best_keys_by_groups(score_BJ, 11, k), kernel.best_keys(score_BJ, 11, k)):
         assert lists_of(found, k) == wanted
+    # As where there are many of them.
+    monkeypatch.setattr(ranking, "_FEW", 0)
+    assert lists_of(best_keys_by_groups(score_BJ, 11, k), k) == wanted
 
 
 def test_the_kernel_keeps_little_more_than_the_best_and_finishes_crowded_rows_otherwise(interpreted):
