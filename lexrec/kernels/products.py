@@ -34,10 +34,10 @@ def product(x_ND: Tensor, weight_ED: Tensor, bias_E: Tensor | None = None) -> Te
 
 
 def scores(x_ND: Tensor, weight_ED: Tensor) -> Tensor:
-    """Products of which equal ones have equal bits, wherever they stand and however few rows there are, [N, E].
+    """Products whose bits depend neither on where they stand nor on the number of rows, [N, E].
 
-    For few rows libraries take kernels that round the end of a row differently. Such rows are multiplied beside
-    copies of themselves.
+    For few rows libraries take kernels that round the end of a row differently. Such rows are multiplied
+    beside copies of themselves.
     """
     n_rows = len(x_ND)
     is_large = _ALIKE * weight_ED.numel() >= _FEWEST and _is_served(x_ND, weight_ED)
