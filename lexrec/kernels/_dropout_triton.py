@@ -31,7 +31,12 @@ def draw_seed(device: torch.device) -> Tensor:
     """int32 [1] from the default generator: a captured step draws a new one each time it is replayed."""
     drawn = None if torch.compiler.is_compiling() else _drawn.get()
     seed_1 = None if drawn is None else next(drawn, None)
-    return _draw(1, device) if seed_1 is None else seed_1
+    if seed_1 is None:
+        return _draw(1, device)
+    if seed_1.is_cuda:
+        # Its memory must outlast readers on other streams than the one it was made on.
+        seed_1.record_stream(torch.cuda.current_stream(device))
+    return seed_1
 
 
 def _draw(n: int, device: torch.device) -> Tensor:

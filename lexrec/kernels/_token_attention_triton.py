@@ -66,7 +66,7 @@ class Asked(NamedTuple):
     scale: Tensor | None
     """Factor on the cosine, float32, one number; None: nothing is learnt from the choice."""
     seed: Tensor
-    """int64, one number: which attention weights are dropped."""
+    """int32, one number: which attention weights are dropped."""
     dropout: float
     n_heads: int
 

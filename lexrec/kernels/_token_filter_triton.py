@@ -22,6 +22,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lexrec.kernels._dropout_triton import draw_seed
+
 if TYPE_CHECKING:
     from lexrec.kernels.token_filter import ShiftedGumbel
 
@@ -70,7 +72,7 @@ def choose(
 
 def drawn_noise(n_tokens: int, device: torch.device) -> Tensor:
     """`log_3V` of a `ShiftedGumbel`, from one draw of torch's generator."""
-    seed = torch.empty(1, dtype=torch.int64, device=device).random_(2**31 - 1)
+    seed = draw_seed(device)
     log_3V = torch.empty(3 * n_tokens, device=device)
     _draw[(triton.cdiv(n_tokens, 256),)](seed, log_3V, n_tokens, B=256)
     return log_3V

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lexrec.kernels.gpu import on_gpu
+from lexrec.kernels.gpu import has_kernels, on_gpu
 from lexrec.kernels.token_filter import unit_rows
 
 
@@ -65,13 +65,17 @@ class Dropout(NamedTuple):
 
     share: float
     seed: Tensor
-    """int64, one number on the device."""
+    """int32, one number on the device."""
 
     @staticmethod
     def drawn(share: float, device: torch.device) -> "Dropout":
         """From torch's default generator; nothing is drawn where nothing is dropped."""
-        seed = torch.empty(1, dtype=torch.int64, device=device)
-        return Dropout(share, seed.random_(2**31 - 1) if share > 0 else seed)
+        if share > 0 and has_kernels(device):
+            from lexrec.kernels._dropout_triton import draw_seed
+
+            return Dropout(share, draw_seed(device))
+        seed = torch.empty(1, dtype=torch.int32, device=device)
+        return Dropout(share, seed.random_() if share > 0 else seed)
 
 
 _MOST_CELLS = 2**14
