@@ -25,10 +25,12 @@ logarithmic and reach e^38, so that a wrong scale only shifts them.
 Differences from the official code: positions are counted from the newest item; W_o starts from N(0, .02).
 The LN have no weights and eps 1e-6, and each block has its own biases, as there.
 
-Dimension key: B batch, L positions (query), M positions (key), N slots, H heads, K head width, D width.
+Dimension key: B batch, L positions (query), M positions (key), N slots, H heads, K head width, D width;
+G groups of rows (`Rows`), R rows of one, W places of each.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -38,7 +40,7 @@ from torch import Tensor, nn
 
 from lexrec.data.batch import Batch, Places
 from lexrec.item_encoders.base import ItemEncoder, ScoringTable
-from lexrec.models._layers import Dropout, Linear, init_normal
+from lexrec.models._layers import Dropout, Linear, Rows, init_normal
 from lexrec.models.base import Encoded, ModelConfig, SequenceModel
 
 N_BUCKETS = 129
@@ -84,12 +86,10 @@ class HSTU(SequenceModel):
         places, scale = Places.of(batch), math.sqrt(self.config.dim)
         x_BLD = scale * embedded.x_BLD + self.position.weight[-places.length :]
         x_ND = self.dropout(places.pack(x_BLD))
-        may_look_BLM = batch.is_item_BL[:, None, :].expand(-1, places.length, -1).tril()
-        bucket_BLM = None
-        if batch.time_BL is not None:
-            bucket_BLM = time_buckets(batch.time_BL, self.config.time_scale, self.config.now)
+        rows = Rows.causal(batch).grouped()
+        bucket_GRWW = self._buckets(batch, rows)
         for i, block in enumerate(self.blocks):
-            x_ND = block(x_ND, places, may_look_BLM, bucket_BLM)
+            x_ND = block(x_ND, rows, bucket_GRWW)
             if i == 0 and embedded.after_block0_BLD is not None:
                 x_ND = x_ND + scale * places.pack(embedded.after_block0_BLD)
         return Encoded(places.unpack(x_ND), embedded.aux)
@@ -97,10 +97,23 @@ class HSTU(SequenceModel):
     def scoring(self) -> ScoringTable:
         return self.items.scoring().with_(scale=1 / self.config.temperature, normalise=True)
 
+    def _buckets(self, batch: Batch, rows: Rows) -> Sequence[Tensor | None]:
+        """Of each group of rows, the bucket of each pair of places; none without times."""
+        if batch.time_BL is None:
+            return [None] * len(rows.shapes)
+        now_BL = asked_at(batch.time_BL, self.config.now)
+        times_N2 = Places.of(batch).pack(torch.stack([now_BL, batch.time_BL], dim=-1))
+        scale = self.config.time_scale
+        return [time_buckets(part[..., 0], part[..., 1], scale) for part in rows.lay(times_N2)]
 
-def time_buckets(time_BL: Tensor, time_scale: float, now: Literal["next", "own"]) -> Tensor:
+
+def asked_at(time_BL: Tensor, now: Literal["next", "own"]) -> Tensor:
+    """When each position is asked for its next item."""
+    return time_BL if now == "own" else torch.cat([time_BL[:, 1:], time_BL[:, -1:]], dim=1)
+
+
+def time_buckets(now_BL: Tensor, time_BL: Tensor, time_scale: float) -> Tensor:
     """Bucket of the time from each position's item to when each other position is asked, [B, L, M]."""
-    now_BL = time_BL if now == "own" else torch.cat([time_BL[:, 1:], time_BL[:, -1:]], dim=1)
     # Integers are subtracted as they are: float32 holds no microsecond of this century.
     seconds_BLM = (now_BL[:, :, None] - time_BL[:, None, :]).abs().float() * time_scale
     bucket_BLM = (seconds_BLM.clamp(min=1).log() / _BUCKET_WIDTH).floor().long()
@@ -121,21 +134,23 @@ class _Block(nn.Module):
         self.dropout = Dropout(config.dropout)
         init_normal(self)
 
-    def forward(
-        self, x_ND: Tensor, places: Places, may_look_BLM: Tensor, bucket_BLM: Tensor | None
-    ) -> Tensor:
+    def forward(self, x_ND: Tensor, rows: Rows, bucket_GRWW: Sequence[Tensor | None]) -> Tensor:
         dim = x_ND.shape[-1]
         uvqk_NM = F.silu(self.uvqk(F.layer_norm(x_ND, (dim,), eps=_EPS)))
-        v_BHLK, q_BHLK, k_BHLK = (
-            part.view(*part.shape[:2], self.n_heads, -1).transpose(1, 2)
-            for part in places.unpack(uvqk_NM[:, dim:]).chunk(3, dim=-1)
-        )
-        logit_BHLM = q_BHLK @ k_BHLK.transpose(-1, -2) + self._bias(places.length, bucket_BLM)
-        weight_BHLM = F.silu(logit_BHLM) / self.max_len * may_look_BLM[:, None]
-        y_ND = places.pack((weight_BHLM @ v_BHLK).transpose(1, 2).flatten(2))
+        groups = zip(rows.lay(uvqk_NM[:, dim:]), rows.may_look, bucket_GRWW, strict=True)
+        y_ND = rows.gather(self._mixed(*group) for group in groups)
         gated_ND = uvqk_NM[:, :dim] * F.layer_norm(y_ND, (dim,), eps=_EPS)
         out_ND: Tensor = x_ND + self.out(self.dropout(gated_ND))
         return out_ND
+
+    def _mixed(self, vqk_RWM: Tensor, may_look: Tensor, bucket_RWW: Tensor | None) -> Tensor:
+        """What each place makes of the values it looks at, [R, W, D]."""
+        R, W, _ = vqk_RWM.shape
+        v_RHWK, q_RHWK, k_RHWK = vqk_RWM.view(R, W, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
+        logit_RHWW = q_RHWK @ k_RHWK.transpose(-1, -2) + self._bias(W, bucket_RWW)
+        weight_RHWW = F.silu(logit_RHWW) / self.max_len * may_look
+        mixed_RWD: Tensor = (weight_RHWW @ v_RHWK).transpose(1, 2).flatten(2)
+        return mixed_RWD
 
     def _bias(self, length: int, bucket_BLM: Tensor | None) -> Tensor:
         """Bias of each pair, the same for every head, [1 or B, 1, L, M]."""

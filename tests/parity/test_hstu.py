@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from lexrec.data.batch import Batch, collate
-from lexrec.models.hstu import HSTU, HSTUConfig, time_buckets
+from lexrec.models.hstu import HSTU, HSTUConfig, asked_at, time_buckets
 from tests import components
 from tests.components import packed
 
@@ -88,17 +88,26 @@ def test_time_buckets_by_hand() -> None:
     """ln(dt) / .301: 0 for dt <= 1; 2 -> 2.3; 10 -> 7.6; 99 -> 15.3; 109 -> 15.6."""
     time_BL = torch.tensor([[0, 1, 11, 110]])
     own = [[0, 0, 7, 15], [0, 0, 7, 15], [7, 7, 0, 15], [15, 15, 15, 0]]
-    assert time_buckets(time_BL, 1.0, "own")[0].tolist() == own
+    assert time_buckets(asked_at(time_BL, "own"), time_BL, 1.0)[0].tolist() == own
     # Position t is asked at the time of event t + 1; the newest at its own.
-    assert time_buckets(time_BL, 1.0, "next")[0].tolist() == [own[1], own[2], own[3], own[3]]
+    assert time_buckets(asked_at(time_BL, "next"), time_BL, 1.0)[0].tolist() == [
+        own[1],
+        own[2],
+        own[3],
+        own[3],
+    ]
 
 
 def test_microseconds_are_told_apart_and_scaled_to_seconds() -> None:
     century = 4_000_000_000_000_000
     time_BL = torch.tensor([[century, century + 1, century + 10_000_000]])
-    assert time_buckets(time_BL, 1.0, "own")[0, 0].tolist() == [0, 0, int(math.log(1e7) / 0.301)]
-    assert time_buckets(time_BL, 1e-6, "own")[0, 0].tolist() == [0, 0, 7]
-    assert time_buckets(time_BL, 1e30, "own")[0, 0, 1].item() == 128
+    assert time_buckets(asked_at(time_BL, "own"), time_BL, 1.0)[0, 0].tolist() == [
+        0,
+        0,
+        int(math.log(1e7) / 0.301),
+    ]
+    assert time_buckets(asked_at(time_BL, "own"), time_BL, 1e-6)[0, 0].tolist() == [0, 0, 7]
+    assert time_buckets(asked_at(time_BL, "own"), time_BL, 1e30)[0, 0, 1].item() == 128
 
 
 @TIMES_OR_NONE

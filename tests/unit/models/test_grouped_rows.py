@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from lexrec import registry
 from lexrec.data.batch import Batch, collate, with_slots
 from lexrec.models import _layers
 from lexrec.models._layers import Attention, Heads, Newest, Rows, attend
@@ -61,13 +62,15 @@ def test_groups_mix_what_padded_rows_mix(lengths: list[int], max_len: int, spare
 
 
 @pytest.mark.parametrize("encoder", ["id_embedding", "mltfr"])
-@pytest.mark.parametrize("model", ["id_decoder"])
+@pytest.mark.parametrize("model", ["id_decoder", "hstu"])
 def test_models_with_an_attention_of_their_own_read_groups_too(model: str, encoder: str) -> None:
     torch.manual_seed(0)
-    built = build(model, encoder, **({"inject": "after_block0"} if encoder == "mltfr" else {}))
+    cls = registry.load("models", model)
+    items = components.build_encoder(encoder, **({"inject": "after_block0"} if encoder == "mltfr" else {}))
+    built = cls(registry.config_class(cls)(dim=DIM, max_len=20), items).eval()
     parameters = {n: p for n, p in built.named_parameters() if p.requires_grad}
-    packed = batch_of([3, 0, 8, 1, 5], 12, 2)
-    time_BL = torch.arange(12).square() * 40 + packed.user_B[:, None]
+    packed = batch_of([3, 0, 8, 1, 5, 20, 12], 20, 2)
+    time_BL = torch.arange(20).square() * 40 + packed.user_B[:, None]
     packed = packed._replace(time_BL=time_BL * packed.is_item_BL)
     states_BLD, gradients = [], []
     for batch in (packed, packed._replace(slot_N=None)):
