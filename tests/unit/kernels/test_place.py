@@ -62,3 +62,19 @@ def test_the_gradient_passes_where_nothing_was_dropped(interpreted: Interpreted)
     expected_ND = was_kept_ND / 0.6
     torch.testing.assert_close(of_x_BLD.flatten(0, 1)[SLOTS[:USED]], expected_ND)
     assert of_x_BLD.count_nonzero() == was_kept_ND.sum()
+
+
+@pytest.mark.gpu
+def test_a_gpu_places_alike() -> None:
+    x_BLD, position_LD, slot_N = problem()
+    weight_ND = torch.randn(len(SLOTS), D) * (slot_N < B * L)[:, None]
+    places = Places(B, L, slot_N)
+    theirs = torch.autograd.grad(
+        (placed(x_BLD, position_LD, places, 0.0) * weight_ND).sum(), (x_BLD, position_LD)
+    )
+    given = [one.detach().cuda().requires_grad_() for one in (x_BLD, position_LD)]
+    with torch.autocast("cuda", torch.bfloat16):
+        out_ND = placed(given[0], given[1], Places(B, L, slot_N.cuda()), 0.0)
+    ours = torch.autograd.grad((out_ND * weight_ND.cuda()).sum(), given)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one.cpu(), other)
