@@ -1,5 +1,6 @@
 """Item vectors with their positions at the slots of a batch: kernels against plain PyTorch."""
 
+import pytest
 import torch
 from torch import Tensor
 
