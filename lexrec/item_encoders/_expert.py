@@ -28,8 +28,9 @@ from torch import Tensor, nn
 from lexrec.item_encoders._attention import Chosen, CrossAttention
 from lexrec.item_encoders._mltfr_config import MltfrConfig
 from lexrec.kernels.gpu import is_transformed, on_gpu
+from lexrec.kernels.short_tokens import ShortTokens
 from lexrec.kernels.token_attention import Choice, Dropout, Projection, attend, project, serves
-from lexrec.kernels.token_filter import RoughTokens, ShiftedGumbel, choose_tokens, unit_rows
+from lexrec.kernels.token_filter import ShiftedGumbel, choose_tokens, unit_rows
 from lexrec.kernels.token_probability import choice_probability
 
 
@@ -66,7 +67,7 @@ class TokenExpert(nn.Module):
             self.logit_scale.requires_grad_(False)
         self._never_changes = config.filter == "frozen" and not config.tune_tables
         self._aligned_VD: Tensor | None = None
-        self._rough: RoughTokens | None = None
+        self._rough: ShortTokens | None = None
         self._projected: Projection | None = None
         # Whatever changes the weights makes the constants lies: loading, moving, training.
         self.register_load_state_dict_pre_hook(lambda *_: self.thaw())  # type: ignore[no-untyped-call]
@@ -208,7 +209,32 @@ class TokenExpert(nn.Module):
         # Kept without the table, which `rows` may have copied, and made when it is read.
         self._projected = self._project()._replace(table_VW=self.table_VW, stream=None)
         self._aligned_VD = unit_rows(self._projected.projected_VX[:, : self.align.out_features])
-        self._rough = RoughTokens.of(self._aligned_VD)
+
+    def shorten(self) -> None:
+        """Once frozen: have what makes the choice quick on a CPU."""
+        if self._aligned_VD is not None:
+            self._rough = ShortTokens.of([self._aligned_VD])
+
+    def chooses_plainly(self) -> bool:
+        """True if a frozen expert's choice is each user's own, without noise, and weighs nothing."""
+        config = self.config
+        is_ours = config.estimator == "log_bias" and config.pool == "user" and config.consensus is None
+        return is_ours and not self.eval_noise and self.is_frozen
+
+    def directed_VD(self) -> Tensor:
+        """Aligned tokens, those turned round that a negative scale prefers far away."""
+        return self._aligned() * self.logit_scale.detach().sign()
+
+    @property
+    def is_frozen(self) -> bool:
+        """True from `freeze` until the weights change."""
+        return self._projected is not None
+
+    @property
+    def projected_VX(self) -> Tensor:
+        """Alignment, key and value of each token, once frozen."""
+        assert self._projected is not None
+        return self._projected.projected_VX
 
     def thaw(self) -> None:
         """Drop the constants: the weights are about to change."""

@@ -40,6 +40,7 @@ from lexrec.item_encoders._interest import Anchors, Interests, prefix_means, row
 from lexrec.item_encoders._mltfr_config import MltfrConfig
 from lexrec.item_encoders._side_by_side import ahead, side_by_side
 from lexrec.item_encoders._table_options import prepared_tables
+from lexrec.item_encoders._together import Together
 from lexrec.item_encoders.base import Catalogue, Embedded, ExpertView, ItemEncoder, ScoringTable
 from lexrec.kernels.dense import added_linear
 from lexrec.kernels.gated_mixture import capped, gated_mixture
@@ -70,6 +71,7 @@ class Mltfr(ItemEncoder):
         self.gate = nn.Linear(catalogue.dim, len(tables))
         _init(self, [table.width for table in tables])
         self.consensus = _consensus(config, tables, catalogue.dim)
+        self._together: Together | None = None
 
     def lookup(self, item: Tensor) -> Tensor:
         return self.items.lookup(item)
@@ -133,9 +135,12 @@ class Mltfr(ItemEncoder):
         eightfold within two epochs, and what dropout does to it drowns them: hence the cap.
         """
         gate_RE = self._gate(asked.query_UQD).flatten(0, 1)
+        cap, vector_RD = self.config.cap, asked.query_UQD.flatten(0, 1)
+        if self._together is not None and self._is_frozen():
+            out_ERD = self._together(asked).flatten(1, 2)
+            return gated_mixture(gate_RE, out_ERD, vector_RD, cap).view_as(asked.query_UQD)
         out_EUQD, chosen_E = zip(*side_by_side(list(self.experts), asked, ready_E), strict=True)
-        out_ERD, vector_RD = torch.stack(out_EUQD).flatten(1, 2), asked.query_UQD.flatten(0, 1)
-        cap = self.config.cap
+        out_ERD = torch.stack(out_EUQD).flatten(1, 2)
         if not self.consensus:
             return gated_mixture(gate_RE, out_ERD, vector_RD, cap).view_as(asked.query_UQD)
         added_UQD = gated_mixture(gate_RE, out_ERD, vector_RD, None).view_as(asked.query_UQD)
@@ -172,10 +177,19 @@ class Mltfr(ItemEncoder):
 
     def freeze(self) -> None:
         self.items.freeze()
-        for expert in self.experts:
-            expert.freeze()  # type: ignore[operator]
+        experts: list[TokenExpert] = list(self.experts)  # type: ignore[arg-type]
+        for expert in experts:
+            expert.freeze()
+        self._together = Together.of(experts)
+        for expert in experts if self._together is None else ():
+            expert.shorten()
+
+    def _is_frozen(self) -> bool:
+        """True while no expert has dropped its constants, and nobody asks for a gradient."""
+        return not torch.is_grad_enabled() and all(expert.is_frozen for expert in self.experts)
 
     def thaw(self) -> None:
+        self._together = None
         self.items.thaw()
         for expert in self.experts:
             expert.thaw()  # type: ignore[operator]

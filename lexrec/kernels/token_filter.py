@@ -13,21 +13,17 @@ a choice is exact but for scores that differ by the rounding of those sums.
 Dimension key: M queries, V tokens, K chosen tokens, D width, P groups of G tokens, C rows of a chunk.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lexrec.kernels.gpu import has_kernels, on_gpu
+from lexrec.kernels.short_tokens import ShortTokens
 
 _CHUNK_CELLS = 2**20
 """Scores held at once: 4 MiB in fp32, which a processor's cache holds."""
-_ROUNDING = 2.0**-7
-"""Most by which a product of two vectors of length 1 in bfloat16 is off: 2^-9 for each factor and for the
-result, with room."""
-_GROUP, _APART = 32, 64
-"""Tokens of a group of scores, and how far apart those of rough ones are: a CPU takes neighbours at once."""
+_GROUP = 32
+"""Tokens of a group of scores."""
 _LONG = 1024
 """Tokens from which on noise is read in steps."""
 _WIDEST, _LONGEST = 512, 512
@@ -86,7 +82,7 @@ def choose_tokens(
     *,
     scale: Tensor | float = 1.0,
     noise: ShiftedGumbel | None = None,
-    rough: "RoughTokens | None" = None,
+    rough: ShortTokens | None = None,
     in_order: bool = True,
 ) -> Tensor:
     """Indexes of the K best tokens of each query, int64 [M, K].
@@ -98,7 +94,7 @@ def choose_tokens(
         scale: multiplies the cosine; how firmly a score stands against the noise.
         noise: Gumbel noise of these queries: K tokens are then sampled without replacement from
             softmax(scale * cos).
-        rough: of these tokens; without noise they spare most of the arithmetic.
+        rough: these tokens in 8 bits; without noise they spare most of the arithmetic.
         in_order: best first; else in any order, where that is cheaper.
     """
     if fits(token_VD) and k <= _LONGEST and len(query_MD):
@@ -111,7 +107,7 @@ def choose_tokens(
         return _token_filter_triton.choose(query_MD, token_VD, k, factor, noise, in_order)
     unit_MD = F.normalize(query_MD, dim=-1)
     if noise is None and rough is not None and rough.serves(k) and len(query_MD):
-        return rough.choose(unit_MD * torch.as_tensor(scale).sign(), k)
+        return rough.choose(unit_MD * torch.as_tensor(scale).sign(), k)[0]
     score = Scores(unit_MD, token_VD, scale, noise)
     chosen = [top_k(score.of(part), k) for part in score.chunks()]
     return torch.cat(chosen) if chosen else torch.zeros(0, k, dtype=torch.int64, device=query_MD.device)
@@ -130,72 +126,6 @@ def unit_rows(x_RD: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 def fits(x_RD: Tensor) -> bool:
     """True where kernels take rows of this width."""
     return on_gpu(x_RD) and x_RD.shape[1] * x_RD.element_size() <= _WIDEST
-
-
-class RoughTokens:
-    """Token vectors in 16 bits beside those in 32, for CPUs that multiply the short ones five times as fast.
-
-    The short ones say which tokens may be among the best, allowing for their rounding, and the long ones
-    which are: the choice is that of the long ones. The mean of all tokens is taken off first: it changes no
-    order, and the rounding is in proportion to what is left.
-
-    Args:
-        token_VD: what is chosen from, L2-normalised.
-    """
-
-    def __init__(self, token_VD: Tensor) -> None:
-        rest_VD = token_VD - token_VD.mean(0)
-        self.token_VD, self.margin = token_VD, 2 * _ROUNDING * rest_VD.norm(dim=1).amax()
-        n_blocks = -(-len(token_VD) // (_GROUP * _APART))
-        self.rest_UD = F.pad(rest_VD, (0, 0, 0, n_blocks * _GROUP * _APART - len(token_VD))).bfloat16()
-
-    @staticmethod
-    def of(token_VD: Tensor) -> "RoughTokens | None":
-        """Where they help: on a CPU with such arithmetic."""
-        # Older versions of PyTorch do not say.
-        can: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-        is_fast = can.get("avx512_bf16") or can.get("amx_bf16")
-        if token_VD.is_cpu and token_VD.dtype == torch.float32 and is_fast:
-            return RoughTokens(token_VD)
-        return None
-
-    def serves(self, k: int) -> bool:
-        """True if there are groups enough to tell which tokens may be among the k best."""
-        return len(self.rest_UD) // _GROUP >= 2 * k
-
-    def choose(self, unit_MD: Tensor, k: int) -> Tensor:
-        """The k tokens of the largest products, largest first, int64 [M, K]."""
-        M, step = len(unit_MD), max(1, 2 * _CHUNK_CELLS // len(self.rest_UD))
-        return torch.cat([self._choose(unit_MD[i : i + step], k) for i in range(0, M, step)])
-
-    def _choose(self, unit_CD: Tensor, k: int) -> Tensor:
-        C, V = len(unit_CD), len(self.token_VD)
-        score_CU = unit_CD.bfloat16() @ self.rest_UD.T
-        score_CU[:, V:] = -torch.inf
-        peak_CP = score_CU.view(C, -1, _GROUP, _APART).amax(2).flatten(1).float()
-        # Where k groups reach, k tokens do; coarser groups say it nearly as well.
-        n_coarse = 1 << int(math.log2(max(1, peak_CP.shape[1] / (4 * k))))
-        coarse_CP = peak_CP.view(C, n_coarse, -1).amax(1)
-        least_C = coarse_CP.topk(k, dim=1, sorted=False).values.amin(1) - self.margin
-        row_N, group_N = (peak_CP >= least_C[:, None]).nonzero(as_tuple=True)
-        first_N = group_N // _APART * (_GROUP * _APART) + group_N % _APART
-        token_NG = first_N[:, None] + torch.arange(0, _GROUP * _APART, _APART)
-        at_NG = token_NG + row_N[:, None] * score_CU.shape[1]
-        score_NG = score_CU.flatten().index_select(0, at_NG.flatten()).view_as(at_NG)
-        n_S, g_S = (score_NG >= least_C[row_N, None]).nonzero(as_tuple=True)
-        row_S, token_S = row_N[n_S], token_NG[n_S, g_S]
-        product_S = (self.token_VD.index_select(0, token_S) * unit_CD.index_select(0, row_S)).sum(1)
-        return _best_of_rows(row_S, token_S, product_S, C, k)
-
-
-def _best_of_rows(row_S: Tensor, token_S: Tensor, product_S: Tensor, n_rows: int, k: int) -> Tensor:
-    """The k tokens of the largest products of each row, given row by row, [C, K]."""
-    n_C = row_S.bincount(minlength=n_rows)
-    place_S = torch.arange(len(row_S)) - (n_C.cumsum(0) - n_C)[row_S]
-    product_CX = product_S.new_full((n_rows, int(n_C.max())), -torch.inf)
-    token_CX = torch.zeros_like(product_CX, dtype=torch.int64)
-    product_CX[row_S, place_S], token_CX[row_S, place_S] = product_S, token_S
-    return token_CX.gather(1, product_CX.topk(k, dim=1).indices)
 
 
 class Scores:

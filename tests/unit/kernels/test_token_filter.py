@@ -13,7 +13,6 @@ from torch.testing import assert_close
 
 from lexrec.kernels import token_filter
 from lexrec.kernels.token_filter import (
-    RoughTokens,
     ShiftedGumbel,
     choose_tokens,
     top_k,
@@ -184,34 +183,6 @@ def test_each_row_of_shifted_noise_is_a_gumbel_vector() -> None:
     assert noise_MV.var().item() == pytest.approx(math.pi**2 / 6, rel=0.15)
     assert not torch.equal(noise_MV[0], noise_MV[1])
     assert torch.equal(noise_MV[0].sort().values, noise_MV[1].sort().values)
-
-
-@pytest.mark.parametrize("common", [0.0, 3.0, 100.0])
-@pytest.mark.parametrize(("v", "k"), [(30522, 50), (4096, 64), (2049, 3), (700, 1)])
-def test_rough_tokens_choose_what_exact_ones_would(v: int, k: int, common: float) -> None:
-    """Also where all tokens are much alike, so that 16 bits tell few of them apart."""
-    torch.manual_seed(v)
-    token_VD = F.normalize(torch.randn(v, 64) + common * torch.randn(64), dim=1)
-    query_MD, rough = torch.randn(70, 64), RoughTokens(token_VD)
-    assert rough.serves(k)
-    for scale in (20.0, -1.0):
-        token_MK = choose_tokens(query_MD, token_VD, k, scale=torch.tensor(scale), rough=rough)
-        assert_the_best(token_MK, true_scores(query_MD, token_VD, math.copysign(1, scale), None), k, 1e-6)
-
-
-def test_equal_tokens_are_chosen_once_each_by_rough_ones() -> None:
-    token_VD = F.normalize(torch.ones(5000, 8), dim=1)
-    token_MK = choose_tokens(torch.ones(3, 8), token_VD, 20, rough=RoughTokens(token_VD))
-    assert all(len(set(row)) == 20 for row in token_MK.tolist())
-
-
-def test_rough_tokens_leave_long_lists_and_noise_to_exact_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    query_MD, token_VD, noise = sized(3, 2048, 16, True, torch.float32)
-    rough = RoughTokens(token_VD)
-    monkeypatch.setattr(rough, "choose", None)
-    assert not rough.serves(33)
-    assert choose_tokens(query_MD, token_VD, 33, rough=rough).shape == (3, 33)
-    assert choose_tokens(query_MD, token_VD, 5, rough=rough, noise=noise).shape == (3, 5)
 
 
 def test_kernels_draw_the_same_noise(interpreted: Interpreted) -> None:
