@@ -1,4 +1,6 @@
-"""`best_keys` for GPUs: one program a row reads the row twice and writes only what may be among the k best.
+"""`count_rivals` for GPUs, which reads each score once, and `best_keys`, which does so twice.
+
+Of `best_keys` one program a row writes only what may be among the k best:
 
     peak[c] = max over j = c mod 2048 of score[j]       2048 interleaved groups
     t       = the k-th greatest peak                    k groups reach t, so at least k scores do
@@ -7,7 +9,7 @@
 Scores that lie anyhow leave little more than k kept. A row that keeps more than the room it is given (k
 below a heap of equal scores) is done again in plain PyTorch.
 
-Dimension key: B rows, J items of one block, M places a row is given.
+Dimension key: B rows, J items of one block, M places a row is given, S shares of a row.
 """
 
 # mypy: disable-error-code="untyped-decorator, no-untyped-def, no-untyped-call, import-untyped"
@@ -20,6 +22,21 @@ from torch import Tensor
 from lexrec.kernels.ranking import NO_KEY, best_keys_by_groups
 
 _GROUPS = 2048
+_SHARE = 2**15
+"""Scores of a row that one program counts."""
+
+
+def count_rivals(score_BJ: Tensor, goal_B: Tensor) -> tuple[Tensor, Tensor]:
+    """See `lexrec.kernels.ranking.count_rivals`."""
+    B, J = score_BJ.shape
+    n_shares = max(1, triton.cdiv(J, _SHARE))
+    count_2SB = torch.zeros(2, n_shares, B, device=score_BJ.device)
+    if B and J:
+        _count[(B, n_shares)](
+            score_BJ.contiguous(), goal_B.contiguous(), count_2SB, J, _SHARE, _GROUPS, num_warps=4
+        )
+    greater_B, tied_B = count_2SB.sum(1)
+    return greater_B, tied_B
 
 
 def takes(k: int) -> bool:
@@ -42,6 +59,21 @@ def best_keys(score_BJ: Tensor, first: int, k: int) -> Tensor:
         key_BM[crowded_R] = NO_KEY
         key_BM[crowded_R, : best_RK.shape[1]] = best_RK
     return key_BM
+
+
+@triton.jit
+def _count(score_ptr, goal_ptr, count_ptr, J, SHARE: tl.constexpr, G: tl.constexpr):
+    row, share, B, S = tl.program_id(0), tl.program_id(1), tl.num_programs(0), tl.num_programs(1)
+    score_ptr += row.to(tl.int64) * J
+    goal = tl.load(goal_ptr + row)
+    greater_G, tied_G = tl.zeros([G], tl.float32), tl.zeros([G], tl.float32)
+    for start in range(share * SHARE, tl.minimum((share + 1) * SHARE, J), G):
+        column_G = start + tl.arange(0, G)
+        score_G = tl.load(score_ptr + column_G, mask=column_G < J, other=float("nan"))
+        greater_G += tl.where(score_G > goal, 1.0, 0.0)
+        tied_G += tl.where(score_G == goal, 1.0, 0.0)
+    tl.store(count_ptr + share * B + row, tl.sum(greater_G, 0))
+    tl.store(count_ptr + (S + share) * B + row, tl.sum(tied_G, 0))
 
 
 @triton.jit

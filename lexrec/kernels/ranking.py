@@ -31,10 +31,9 @@ def count_rivals(score_BJ: Tensor, goal_B: Tensor) -> tuple[Tensor, Tensor]:
     """
     if not score_BJ.is_cuda:
         return _count_on_cpu(score_BJ.detach().numpy(), goal_B.detach().numpy())
-    compared_BJ = torch.empty_like(score_BJ)
-    greater_B = torch.gt(score_BJ, goal_B[:, None], out=compared_BJ).sum(1)
-    tied_B = torch.eq(score_BJ, goal_B[:, None], out=compared_BJ).sum(1)
-    return greater_B, tied_B
+    from lexrec.kernels import _ranking_triton
+
+    return _ranking_triton.count_rivals(score_BJ, goal_B)
 
 
 def _count_on_cpu(score_BJ: NDArray[np.float32], goal_B: NDArray[np.float32]) -> tuple[Tensor, Tensor]:

@@ -104,6 +104,29 @@ def test_rivals_are_counted_without_nan():
     assert (greater_B.tolist(), tied_B.tolist()) == ([1, 2], [2, 2])
 
 
+def rows_with_goals(n_items):
+    score_BJ = draw("few values", 7, n_items)
+    score_BJ[2, ::3], score_BJ[3] = math.nan, -math.inf
+    return score_BJ, score_BJ[:, n_items // 2].nan_to_num(1.0, neginf=-math.inf)
+
+
+@pytest.mark.parametrize("n_items", [1, 5000, 2**15 + 3])
+def test_the_kernel_counts_rivals_alike(n_items, interpreted):
+    score_BJ, goal_B = rows_with_goals(n_items)
+    found = interpreted("_ranking_triton").count_rivals(score_BJ, goal_B)
+    for one, other in zip(found, ranking.count_rivals(score_BJ, goal_B), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("n_items", [1, 5000, 100_003])
+def test_a_gpu_counts_rivals_alike(n_items):
+    score_BJ, goal_B = rows_with_goals(n_items)
+    found = ranking.count_rivals(score_BJ.cuda(), goal_B.cuda())
+    for one, other in zip(found, ranking.count_rivals(score_BJ, goal_B), strict=True):
+        assert torch.equal(one.cpu(), other)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(("n_items", "k"), [*WIDTHS, (100_000, 100), (100_001, 512), (30_000, 513)])
 @pytest.mark.parametrize("kind", KINDS)
