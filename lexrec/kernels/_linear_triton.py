@@ -27,6 +27,8 @@ _WARPS = 4
 _WIDEST_NORM = 128
 _INPUT_STRIPS, _WEIGHT_STRIPS = 256, 64
 """Programs at most that share the rows, for x and for one tile of W."""
+_WEIGHT_PROGRAMS = 256
+"""Of all tiles of W, unless it has more tiles than that."""
 
 
 class Layer(NamedTuple):
@@ -97,8 +99,9 @@ def backward(
     beside_ND = None if beside_ND is None else beside_ND.contiguous()
     (N, D), E = x_ND.shape, len(layer.weight_ED)
     n_tiles = max(1, triton.cdiv(N, _ROWS))
-    n_x, n_w = min(n_tiles, _INPUT_STRIPS), min(n_tiles, _WEIGHT_STRIPS)
     n_d, n_e = triton.cdiv(D, layer.tile_d), triton.cdiv(E, layer.tile_e)
+    n_x = min(n_tiles, _INPUT_STRIPS)
+    n_w = min(n_tiles, _WEIGHT_STRIPS, max(1, _WEIGHT_PROGRAMS // (n_d * n_e)))
     n_flat, n_norm = E * D + E, 0 if layer.norm_D is None else 2 * D
     of_x_ND = torch.empty_like(x_ND)
     part = x_ND.new_empty(n_w * n_flat + n_x * n_norm, dtype=torch.float32)
