@@ -66,6 +66,18 @@ class Rows(NamedTuple):
         groups = _Groups.of(batch)
         return Rows(groups.places, groups.shapes, groups.is_item())
 
+    @staticmethod
+    def from_the_left(batch: Batch) -> "Rows":
+        """Rows that begin with their oldest item, as a recurrence reads them."""
+        if _may_group(batch):
+            return Rows.causal(batch)
+        B, L = batch.item_BL.shape
+        place_M = torch.arange(B * L, device=batch.item_BL.device) if batch.slot_N is None else batch.slot_N
+        row_M = (place_M // L).clamp(max=B - 1)
+        moved_M = row_M * L + (place_M + batch.length_B[row_M]) % L
+        moved_M = torch.where(place_M < B * L, moved_M, B * L)
+        return Rows(Places(1, B * L, moved_M), ((B, L),), ())
+
     def grouped(self) -> "Rows":
         """The same rows with groups."""
         return self if self.packed is None else _padded(self.packed.batch, self.packed.rows.causal)

@@ -14,11 +14,11 @@ losses come from objectives/ (the code has TOP1, BPR and their max forms); as in
 on U h after the product and z is 1 - z of the paper; gates have biases; y_t brings the state back to the
 width of the item vectors. All matrices start from Xavier's uniform, as there.
 
-Rows are shifted to the left for the recurrence, so that padding stands after the items and no state has
+The recurrence reads rows from the left (`Rows`), so that padding stands after the items and no state has
 seen it. `step` carries the state on; once a window is full, `begin` forgets its oldest item while a state
 would not, so from then on each event reads the window again.
 
-Dimension key: B batch, L positions, H width of the state, D width.
+Dimension key: B batch, L positions, N slots, H width of the state, D width, R rows of a group, W their places.
 """
 
 from typing import Literal, NamedTuple
@@ -27,9 +27,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from lexrec.data.batch import Batch
+from lexrec.data.batch import Batch, Places
 from lexrec.item_encoders.base import Embedded, ItemEncoder
-from lexrec.models._layers import Dropout, Linear
+from lexrec.models._layers import Dropout, Linear, Rows
 from lexrec.models.base import Encoded, ModelConfig, SequenceModel, State, append
 
 
@@ -47,7 +47,7 @@ class GRU4RecConfig(ModelConfig):
 class _Run(NamedTuple):
     """What the layers made of a row: outputs of the last one, and each layer's newest state."""
 
-    y_BLD: Tensor
+    y_ND: Tensor
     states: tuple[Tensor, ...]
     """[B, H] a layer; zero where there is no item yet."""
 
@@ -70,12 +70,15 @@ class GRU4Rec(SequenceModel):
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.n_layers))
 
     def forward(self, batch: Batch) -> Encoded:
+        y_ND, aux = self.encode_slots(batch)
+        return Encoded(Places.of(batch).unpack(y_ND), aux)
+
+    def encode_slots(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         embedded = self.items(batch)
-        return Encoded(self._run(batch, embedded, None).y_BLD, embedded.aux)
+        return self._run(batch, embedded, None).y_ND, embedded.aux
 
     def begin(self, batch: Batch) -> State:
-        run = self._run(batch, self.items(batch), None)
-        return State(batch, run.y_BLD[:, -1], run.states)
+        return self._state(batch, batch, self._run(batch, self.items(batch), None))
 
     def step(self, state: State, item_B: Tensor, time_B: Tensor | None = None) -> State:
         longer = append(state.batch, item_B, time_B, self.max_len)
@@ -83,18 +86,23 @@ class GRU4Rec(SequenceModel):
         # An encoder that reads ahead gives the older items other vectors now.
         if is_full or not self.items.causal:
             return self.begin(longer)
-        run = self._run(*_newest(longer, self.items(longer)), state.cache)
-        return State(longer, run.y_BLD[:, -1], run.states)
+        read, embedded = _newest(longer, self.items(longer))
+        return self._state(longer, read, self._run(read, embedded, state.cache))
+
+    @staticmethod
+    def _state(batch: Batch, read: Batch, run: _Run) -> State:
+        """Where a history stands once `read`, all of it or its newest event, was run through."""
+        return State(batch, Places.of(read).unpack(run.y_ND)[:, -1], run.states)
 
     def _run(self, batch: Batch, embedded: Embedded, before: tuple[Tensor, ...] | None) -> _Run:
-        is_item_BL = batch.is_item_BL
-        x_BLD, states = embedded.x_BLD, []
+        rows, places = Rows.from_the_left(batch), Places.of(batch)
+        x_ND, states = places.pack(embedded.x_BLD), []
         for i, block in enumerate(self.blocks):
-            x_BLD, state_BH = block(self.dropout(x_BLD), is_item_BL, before and before[i])
+            x_ND, h_NH = block(self.dropout(x_ND), rows, before and before[i])
             if i == 0 and embedded.after_block0_BLD is not None:
-                x_BLD = x_BLD + embedded.after_block0_BLD
-            states.append(state_BH)
-        return _Run(x_BLD, tuple(states))
+                x_ND = x_ND + places.pack(embedded.after_block0_BLD)
+            states.append(places.unpack(h_NH)[:, -1] * batch.is_item_BL[:, -1:])
+        return _Run(x_ND, tuple(states))
 
 
 class _Block(nn.Module):
@@ -111,22 +119,14 @@ class _Block(nn.Module):
             for gate_HD in parameter.chunk(3) if len(parameter) == 3 * config.state_dim else [parameter]:
                 nn.init.xavier_uniform_(gate_HD)
 
-    def forward(self, x_BLD: Tensor, is_item_BL: Tensor, before_BH: Tensor | None) -> tuple[Tensor, Tensor]:
-        n_pad_B = (~is_item_BL).sum(1)
+    def forward(self, x_ND: Tensor, rows: Rows, before_BH: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Outputs and states; `before_BH` is where rows of one group begin."""
         start_1BH = None if before_BH is None else before_BH[None]
         # Under autocast cuDNN's recurrence would run in float16, whose small gradients vanish unscaled.
-        with torch.autocast(x_BLD.device.type, enabled=False):
-            left_BLD = _rolled(x_BLD, n_pad_B).to(self.out.weight.dtype)
-            left_BLH, _ = self.gru(left_BLD, start_1BH)
-        h_BLH = _rolled(left_BLH, -n_pad_B) * is_item_BL[..., None]
-        return self.out(h_BLH), h_BLH[:, -1]
-
-
-def _rolled(x_BLD: Tensor, by_B: Tensor) -> Tensor:
-    """Each row shifted to the left by its own number of places, around the end; negative: to the right."""
-    L = x_BLD.shape[1]
-    from_BL = (torch.arange(L, device=x_BLD.device) + by_B[:, None]) % L
-    return x_BLD.gather(1, from_BL[..., None].expand_as(x_BLD))
+        with torch.autocast(x_ND.device.type, enabled=False):
+            parts_RWD = rows.lay(x_ND.to(self.out.weight.dtype))
+            h_NH = rows.gather(self.gru(part_RWD, start_1BH)[0] for part_RWD in parts_RWD)
+        return self.out(h_NH), h_NH
 
 
 def _newest(batch: Batch, embedded: Embedded) -> tuple[Batch, Embedded]:

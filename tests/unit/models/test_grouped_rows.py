@@ -62,8 +62,8 @@ def test_groups_mix_what_padded_rows_mix(lengths: list[int], max_len: int, spare
 
 
 @pytest.mark.parametrize("encoder", ["id_embedding", "mltfr"])
-@pytest.mark.parametrize("model", ["id_decoder", "hstu"])
-def test_models_with_an_attention_of_their_own_read_groups_too(model: str, encoder: str) -> None:
+@pytest.mark.parametrize("model", ["id_decoder", "hstu", "gru4rec"])
+def test_models_that_mix_positions_in_their_own_way_read_groups_too(model: str, encoder: str) -> None:
     torch.manual_seed(0)
     cls = registry.load("models", model)
     items = components.build_encoder(encoder, **({"inject": "after_block0"} if encoder == "mltfr" else {}))
