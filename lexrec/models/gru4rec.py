@@ -18,7 +18,7 @@ The recurrence reads rows from the left (`Rows`), so that padding stands after t
 seen it. `step` carries the state on; once a window is full, `begin` forgets its oldest item while a state
 would not, so from then on each event reads the window again.
 
-Dimension key: B batch, L positions, N slots, H width of the state, D width, R rows of a group, W their places.
+Dimension key: B batch, L positions, N slots, H width of the state, D width, R rows of a group, W places each.
 """
 
 from typing import Literal, NamedTuple
