@@ -139,7 +139,7 @@ def _within(
     # Where k groups reach, k tokens do.
     least_R = np.partition(peak_RP, P - k, axis=1)[:, P - k] - margin_R.astype(np.float64)
     # A query that is not a number decides nothing: what is made of it will be none either.
-    least_R = np.maximum(np.nan_to_num(least_R, nan=_LEAST), _LEAST + 1)
+    least_R = np.fmax(np.floor(least_R), _LEAST + 1).astype(np.int32)
     group_N = np.flatnonzero(peak_RP >= least_R[:, None])
     row_N = group_N // P
     score_NG = score_RV.reshape(-1, _GROUP)[group_N]

@@ -71,8 +71,11 @@ class Recommender:
             ConfigError: no such device here.
         """
         from lexrec.serving.scorer_ranker import ScorerRanker
+        from lexrec.training.allocator import keep_memory
         from lexrec.training.device import choose_device
 
+        # A request makes the tensors of the one before it again.
+        keep_memory()
         run = RunDir.open(path)
         return Recommender(ScorerRanker(run.scorer(str(choose_device(device)))), run, data)
 
