@@ -83,8 +83,8 @@ def best_keys_by_groups(score_BJ: Tensor, first: int, k: int) -> Tensor:
     if score_BJ.is_cuda:
         place_N = (~(score_BJ < least_B1)).flatten().nonzero()[:, 0]
     else:
-        parts = (x.detach().numpy() for x in (score_BJ, peak_BG, least_B1))
-        place_N = torch.from_numpy(_reaching(*parts, size))
+        score, peak, least = (x.detach().numpy() for x in (score_BJ, peak_BG, least_B1))
+        place_N = torch.from_numpy(_reaching(score, peak, least, size))
     row_N, column_N = place_N // J, place_N % J
     kept_B = row_N.bincount(minlength=B)
     key_BM = torch.full((B, int(kept_B.max())), NO_KEY, device=score_BJ.device)
