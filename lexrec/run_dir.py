@@ -9,7 +9,7 @@ lm.json              the same of the pretrained language model, where the model 
 metrics.jsonl        one line a validation
 checkpoints/STEP/    model.safetensors, trainer.safetensors, state.json (last)
 rounds/1/            of a run in two rounds, the first: a run of its own, and its Fisher importance
-start.json           of a run that began from another's weights: whose, their sha256, what they had cost
+start.json           of a run that began from others' weights: whose, sha256, what picked them, what they cost
 inspect/             what `lexrec inspect RUN` wrote
 evaluations/SPLIT/   metrics, protocol, per-event ranks; SPLIT-seen-keep and the like under other rules;
                      SPLIT-queries-COLUMN.json, SPLIT-new-items.json: what `evaluate` found of these

@@ -28,6 +28,7 @@ from lexrec.evaluation.evaluate import Evaluation
 from lexrec.evaluation.metrics import per_event
 from lexrec.run_dir import RunDir, read_json, write_json
 from lexrec.training.device import choose_device
+from lexrec.training.start import will_select_on
 
 _LOCK = ".lock"
 _JOBS_A_GPU = 4
@@ -134,7 +135,7 @@ def _require_alike(runs: Sequence[Run], settings: CompareConfig) -> None:
     for arm in dict.fromkeys(run.arm for run in runs):
         config = arm.config(1)
         if isinstance(config, RunConfig):
-            chosen_on.setdefault(config.train.select_on, []).append(arm.name)
+            chosen_on.setdefault(will_select_on(config), []).append(arm.name)
     if len(chosen_on) > 1:
         named = "; ".join(f"{part}: {', '.join(names)}" for part, names in chosen_on.items())
         raise ProtocolError(

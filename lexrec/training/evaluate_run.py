@@ -3,15 +3,14 @@
 import shutil
 from pathlib import Path
 
-from lexrec.config import RunConfig
 from lexrec.errors import RunError
 from lexrec.evaluation.evaluate import Evaluation, EvaluationConfig
 from lexrec.evaluation.evaluate import evaluate as measure
 from lexrec.evaluation.events import Split
-from lexrec.evaluation.protocol import SelectedOn
 from lexrec.run_dir import RunDir
 from lexrec.training.allocator import keep_memory
 from lexrec.training.device import choose_device
+from lexrec.training.start import selected_on
 
 
 def evaluate(
@@ -47,7 +46,7 @@ def evaluate(
         dataset,
         settings,
         split=split,
-        selected_on=_selected_on(run),
+        selected_on=selected_on(run),
         allow_leak=bool(getattr(getattr(run.config, "objective", None), "allow_leak", False)),
     )
     _keep(result, place(run, split, settings))
@@ -60,13 +59,6 @@ def place(run: RunDir, split: Split, settings: EvaluationConfig | None = None) -
     rules = {name: getattr(settings or usual, name) for name in names}
     others = [f"-{name}-{value}" for name, value in rules.items() if value != getattr(usual, name)]
     return run.path / "evaluations" / "".join([split, *others])
-
-
-def _selected_on(run: RunDir) -> SelectedOn:
-    """What picked the weights: a baseline and a run without validation events take what they end with."""
-    if not isinstance(run.config, RunConfig):
-        return "nothing"
-    return "nothing" if run.summary[run.config.train.metric] is None else run.config.train.select_on
 
 
 def _keep(result: Evaluation, folder: Path) -> None:

@@ -19,6 +19,7 @@ Dimension key: B rows, L positions, P scored states of a row, K negatives, I ite
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -278,7 +279,9 @@ def _parameters(step: Step, names: Sequence[str]) -> dict[str, Tensor]:
 def _mode(step: Step, *, training: bool) -> Iterator[None]:
     was_training = step.training
     # The release's filter is noisy outside training too.
-    noisy = [] if training else [part for part in step.modules() if getattr(part, "eval_noise", False)]
+    noisy: list[Any] = (
+        [] if training else [part for part in step.modules() if getattr(part, "eval_noise", False)]
+    )
     step.train(training)
     try:
         for part in noisy:

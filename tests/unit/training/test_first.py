@@ -11,6 +11,8 @@ from lexrec.config import RunConfig, load_recipe, run_config
 from lexrec.data.dataset import Dataset
 from lexrec.errors import ConfigError, RunError
 from lexrec.run_dir import RunDir, read_json
+from lexrec.training.evaluate_run import evaluate
+from lexrec.training.start import will_select_on
 from lexrec.training.train import train
 from tests.unit.training.test_loop import Stop, StopAt, log_without_seconds, small
 from tests.worlds import world
@@ -64,6 +66,21 @@ def test_stopped_in_either_round_it_goes_on_as_if_it_had_not(
     assert log_without_seconds(again.path) == log_without_seconds(whole.path)
     for name, tensor in whole.weights().items():
         assert torch.equal(again.weights()[name], tensor)
+
+
+def test_what_was_picked_on_test_stays_so(data: Dataset, tmp_path: Path) -> None:
+    """Whoever starts from weights that saw the test events has seen them too."""
+    config = with_first("train.select_on=test", max_epochs=1)
+    run = train(config, data=data, out=tmp_path / "run", device="cpu", track=())
+    assert isinstance(run.config, RunConfig)
+    assert (run.config.train.select_on, will_select_on(config)) == ("validation", "test")
+    assert evaluate(run, device="cpu").protocol.selected_on == "test"
+    then = run_config({**small(max_epochs=1).model_dump(), "first": str(run.path)})
+    assert isinstance(then, RunConfig)
+    assert will_select_on(then) == "test"
+    after = train(then, data=data, out=tmp_path / "after", device="cpu", track=())
+    assert evaluate(after, device="cpu").protocol.selected_on == "test"
+    assert will_select_on(small(max_epochs=1)) == "validation"
 
 
 def test_it_may_start_from_another_run(data: Dataset, tmp_path: Path) -> None:
