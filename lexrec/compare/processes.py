@@ -16,7 +16,10 @@ from typing import Any, BinaryIO, NamedTuple
 from lexrec.compare._worker import NOTE
 
 _LOOK_SECONDS = 0.05
-_NO_MEMORY = re.compile(r"out of memory|allocate memory|\bMemoryError|_ALLOC_FAILED", re.IGNORECASE)
+_NO_MEMORY = re.compile(
+    r"out of memory|allocate memory|\bMemoryError|_ALLOC_FAILED|CUBLAS_STATUS_NOT_INITIALIZED", re.IGNORECASE
+)
+"""cuBLAS says the last where its workspace finds no room."""
 
 
 class Task(NamedTuple):
