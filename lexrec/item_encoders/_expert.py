@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lexrec.item_encoders._attention import Chosen, CrossAttention
+from lexrec.item_encoders._attention import Answers, Chosen, CrossAttention
 from lexrec.item_encoders._mltfr_config import MltfrConfig
 from lexrec.kernels.gpu import is_transformed, on_gpu
 from lexrec.kernels.short_tokens import ShortTokens
@@ -40,8 +40,6 @@ class Ready(NamedTuple):
     projection: Projection
     aligned_VD: Tensor
     """Its alignment, rows of length 1."""
-    noise: ShiftedGumbel | None
-    dropout: Dropout
 
 
 class TokenExpert(nn.Module):
@@ -89,8 +87,7 @@ class TokenExpert(nn.Module):
         projection, aligned_VD = self._projected or self._project(), self._aligned_VD
         if aligned_VD is None:
             aligned_VD = unit_rows(projection.projected_VX[:, : self.align.out_features])
-        share = self.attention.dropout.p if self.training else 0.0
-        return Ready(projection, aligned_VD, self._noise(), Dropout.drawn(share, self.table_VW.device))
+        return Ready(projection, aligned_VD)
 
     def forward(
         self, query_UQD: Tensor, interest_MD: Tensor, unit_U: Tensor | None, ready: Ready | None
@@ -105,20 +102,25 @@ class TokenExpert(nn.Module):
         """
         if ready is not None:
             return self._read_once(query_UQD, interest_MD, unit_U, ready)
-        out_UQD, chosen, _ = self.explained(query_UQD, interest_MD, unit_U)
-        return out_UQD, chosen
+        chosen = self._chosen(interest_MD, unit_U)
+        return self.attention.answer(query_UQD, self._answers(chosen)), chosen
 
     def explained(
         self, query_UQD: Tensor, interest_MD: Tensor, unit_U: Tensor | None
     ) -> tuple[Tensor, Chosen, Tensor]:
         """As `forward`, with the attention that each chosen token got, [U, H, Q, K]."""
-        chosen = self.choose(interest_MD)
-        chosen = chosen.pooled() if self.config.pool == "batch" else chosen.at(unit_U)
-        answers = self.attention.read(
-            self.table_VW, chosen, self._projected.projected_VX if self._projected else None
-        )
-        out_UQD, attention_UHQK = self.attention(query_UQD, answers)
+        chosen = self._chosen(interest_MD, unit_U)
+        out_UQD, attention_UHQK = self.attention(query_UQD, self._answers(chosen))
         return out_UQD, chosen, attention_UHQK
+
+    def _chosen(self, interest_MD: Tensor, unit_U: Tensor | None) -> Chosen:
+        """What each unit attends to."""
+        chosen = self.choose(interest_MD)
+        return chosen.pooled() if self.config.pool == "batch" else chosen.at(unit_U)
+
+    def _answers(self, chosen: Chosen) -> Answers:
+        projected_VX = self._projected.projected_VX if self._projected else None
+        return self.attention.read(self.table_VW, chosen, projected_VX)
 
     def choose(self, interest_MD: Tensor) -> Chosen:
         """The K tokens of each interest."""
@@ -185,10 +187,11 @@ class TokenExpert(nn.Module):
     def _read_once(
         self, query_UQD: Tensor, interest_MD: Tensor, unit_U: Tensor | None, ready: Ready
     ) -> tuple[Tensor, Chosen]:
-        attention, (projection, aligned_VD, noise, dropout) = self.attention, ready
-        asked_UQD = attention.asked(query_UQD)
-        projection.wait(aligned_VD, dropout.seed, *([] if noise is None else [noise.log_3V]))
-        scale = self.logit_scale
+        attention, (projection, aligned_VD), scale = self.attention, ready, self.logit_scale
+        dropout = Dropout.drawn(attention.dropout.p if self.training else 0.0, interest_MD.device)
+        # What needs no table is made while the table is being projected.
+        asked_UQD, noise = attention.asked(query_UQD), self._noise()
+        projection.wait(aligned_VD)
         token_MK = choose_tokens(
             interest_MD, aligned_VD, self.k, scale=scale.detach(), noise=noise, in_order=False
         )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lexrec.data.batch import Batch, Places
 from lexrec.errors import ConfigError
+from lexrec.kernels import means
 
 _LONGEST = 8192
 """Longest row that anchors are known for."""
@@ -30,18 +31,16 @@ def prefix_means(batch: Batch, e_BLD: Tensor, mask_index: int) -> Tensor:
 
     There all items so far are [MASK], and their mean is the vector that stands there.
     """
-    is_known_BL1 = (batch.is_item_BL & (batch.item_BL != mask_index))[..., None]
-    n_known_BL1 = is_known_BL1.cumsum(1)
-    mean_BLD = (e_BLD * is_known_BL1).cumsum(1) / n_known_BL1.clamp(min=1)
-    return torch.where(n_known_BL1 > 0, mean_BLD, e_BLD)
+    return means.prefix_means(e_BLD, _is_known(batch, mask_index))
 
 
 def row_means(batch: Batch, e_BLD: Tensor, mask_index: int) -> Tensor:
     """That of each whole row, [B, D]."""
-    is_known_BL1 = (batch.is_item_BL & (batch.item_BL != mask_index))[..., None]
-    n_known_B1 = is_known_BL1.sum(1)
-    mean_BD = (e_BLD * is_known_BL1).sum(1) / n_known_B1.clamp(min=1)
-    return torch.where(n_known_B1 > 0, mean_BD, e_BLD[:, -1])
+    return means.row_means(e_BLD, _is_known(batch, mask_index))
+
+
+def _is_known(batch: Batch, mask_index: int) -> Tensor:
+    return batch.is_item_BL & (batch.item_BL != mask_index)
 
 
 class Anchors(nn.Module):
