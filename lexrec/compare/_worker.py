@@ -62,7 +62,8 @@ def work(task: dict[str, Any]) -> None:
     if not task["keep_weights"]:
         for folder in (run.path, run.round(1)):
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    if task["flops"] and isinstance(config, RunConfig):
+    # Of a run that was killed after its evaluation they may be there.
+    if task["flops"] and not Path(task["flops"]).is_file() and isinstance(config, RunConfig):
         flops = _flops(build_step(config, dataset, run.tables()), dataset, config)
         if config.first and not isinstance(config.first, str):
             before = first_config(config)
