@@ -298,7 +298,7 @@ def _of_states(
 @triton.jit
 def _of_items(
     query, row, bias, weight, target, log_sum, out, out_bias, n_used, N, n_items, D: tl.constexpr, share,
-    HAS_BIAS: tl.constexpr, TILE_N: tl.constexpr, TILE_I: tl.constexpr, TILE_D: tl.constexpr,
+    HAS_BIAS: tl.constexpr, TILE_I: tl.constexpr, TILE_N: tl.constexpr, TILE_D: tl.constexpr,
 ):  # fmt: skip
     """Gradient of a block of items, and of their bias, from one share of the states."""
     i = tl.program_id(0) * TILE_I + tl.arange(0, TILE_I)

@@ -2,9 +2,10 @@
 
     y = onto + drop(W before(x) + b)     before: layer norm, relu, gelu or nothing; onto: a residual, or none
 
-The backward pass makes before(x) and the dropout anew. Its first kernel does both gradients at once, some
-programs a strip of x, others a strip's share of W; the second adds the strips up, always in the same order.
-Operands of products are 16-bit, products and sums float32.
+The backward pass makes before(x) and the dropout anew. Its first kernel does both gradients at once: of what
+is added to a residual a program takes a strip of rows and some columns of x, and their share of W; after a
+norm, which sees whole rows, some programs take a strip of x, others its share of W. The second kernel adds
+the strips up, always in the same order. Operands of products are 16-bit, products and sums float32.
 
 Dimension key: N rows, D width in, E width out, S strips of rows, X flat weights, n, d, e: of one tile.
 """
@@ -21,14 +22,14 @@ from torch import Tensor
 from lexrec.kernels._dropout_triton import drop_below, hashed
 
 _TYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
-_ROWS, _WIDTH = 64, 64
+_ROWS, _WIDTH, _WARPS = 64, 64, 4
 """Rows of a tile; columns of a tile, but for a norm, which sees whole rows."""
-_WARPS = 4
-_WIDEST_NORM = 128
-_INPUT_STRIPS, _WEIGHT_STRIPS = 256, 64
-"""Programs at most that share the rows, for x and for one tile of W."""
-_WEIGHT_PROGRAMS = 256
-"""Of all tiles of W, unless it has more tiles than that."""
+_WIDEST_NORM, _WIDEST_ADDED = 128, 256
+"""Width of x before a norm, and of what is added to a residual, that a tile holds."""
+_INPUT_STRIPS, _WEIGHT_STRIPS, _WEIGHT_PROGRAMS = 256, 64, 256
+"""After a norm: programs at most for the rows of x, for those of one tile of W, for all tiles of W."""
+_ADDED_PROGRAMS = 528
+"""Of what is added: four for each multiprocessor of a large GPU."""
 
 
 class Layer(NamedTuple):
@@ -69,9 +70,14 @@ class Gradients(NamedTuple):
     norm_D: tuple[Tensor, Tensor] | None
 
 
-def fits(width: int) -> bool:
+def norms(width: int) -> bool:
     """True where rows of this width can be normed here."""
     return width <= _WIDEST_NORM
+
+
+def adds(width: int) -> bool:
+    """True where rows of this width can be added to a residual here."""
+    return width <= _WIDEST_ADDED
 
 
 def forward(x_ND: Tensor, layer: Layer, onto_NE: Tensor | None, seed_1: Tensor | None) -> Tensor:
@@ -91,34 +97,57 @@ def forward(x_ND: Tensor, layer: Layer, onto_NE: Tensor | None, seed_1: Tensor |
     return y_NE
 
 
-def backward(
-    grad_NE: Tensor, x_ND: Tensor, layer: Layer, beside_ND: Tensor | None, seed_1: Tensor | None
-) -> Gradients:
-    """Gradients; `beside` is a gradient of x from elsewhere, to be added to it."""
+def normed_gradients(grad_NE: Tensor, x_ND: Tensor, layer: Layer, beside_ND: Tensor | None) -> Gradients:
+    """Of a layer after a norm; `beside` is a gradient of x from elsewhere, to be added to it."""
+    assert layer.norm_D is not None
     grad_NE, x_ND = grad_NE.contiguous(), x_ND.contiguous()
     beside_ND = None if beside_ND is None else beside_ND.contiguous()
     (N, D), E = x_ND.shape, len(layer.weight_ED)
-    n_tiles = max(1, triton.cdiv(N, _ROWS))
-    n_d, n_e = triton.cdiv(D, layer.tile_d), triton.cdiv(E, layer.tile_e)
+    n_tiles, n_e = max(1, triton.cdiv(N, _ROWS)), triton.cdiv(E, layer.tile_e)
     n_x = min(n_tiles, _INPUT_STRIPS)
-    n_w = min(n_tiles, _WEIGHT_STRIPS, max(1, _WEIGHT_PROGRAMS // (n_d * n_e)))
-    n_flat, n_norm = E * D + E, 0 if layer.norm_D is None else 2 * D
+    n_w = min(n_tiles, _WEIGHT_STRIPS, max(1, _WEIGHT_PROGRAMS // n_e))
     of_x_ND = torch.empty_like(x_ND)
-    part = x_ND.new_empty(n_w * n_flat + n_x * n_norm, dtype=torch.float32)
-    scale_D, shift_D = layer.norm_D or (x_ND, x_ND)
-    _backward[(n_x * n_d + n_w * n_d * n_e,)](
-        grad_NE, x_ND, scale_D, shift_D, layer.weight_ED,
-        x_ND if beside_ND is None else beside_ND, x_ND if seed_1 is None else seed_1, of_x_ND, part,
-        N, layer.eps, layer.dropout, drop_below(layer.dropout), n_x, n_w,
-        D, E, layer.before, beside_ND is not None, layer.dropout > 0, _TYPES[layer.dtype],
+    part = x_ND.new_empty(n_w * (E * D + E) + n_x * 2 * D, dtype=torch.float32)
+    beside = x_ND if beside_ND is None else beside_ND
+    _normed_gradients[(n_x + n_w * n_e,)](
+        grad_NE, x_ND, *layer.norm_D, layer.weight_ED, beside, of_x_ND, part, N, layer.eps, n_x, n_w,
+        D, E, beside_ND is not None, _TYPES[layer.dtype],
         _ROWS, layer.tile_d, layer.tile_e, num_warps=_WARPS,
     )  # fmt: skip
-    total_X = x_ND.new_empty(n_flat + n_norm, dtype=torch.float32)
+    of_weight_ED, of_bias_E, of_norm_2D = _sum_up(part, (n_w, n_x), (E, D), 2 * D)
+    return Gradients(of_x_ND, of_weight_ED, of_bias_E, (of_norm_2D[:D], of_norm_2D[D:]))
+
+
+def added_gradients(grad_NE: Tensor, x_ND: Tensor, layer: Layer, seed_1: Tensor | None) -> Gradients:
+    """Of a layer that is added to a residual, whose own gradient is `grad`."""
+    grad_NE, x_ND = grad_NE.contiguous(), x_ND.contiguous()
+    (N, D), E = x_ND.shape, len(layer.weight_ED)
+    tile_e = max(16, triton.next_power_of_2(E))
+    tile_d = layer.tile_d if tile_e <= _WIDEST_ADDED // 2 else min(layer.tile_d, _WIDTH // 2)
+    n_d = triton.cdiv(D, tile_d)
+    n_strips = min(max(1, triton.cdiv(N, _ROWS)), max(1, _ADDED_PROGRAMS // n_d))
+    of_x_ND = torch.empty_like(x_ND)
+    part = x_ND.new_empty(n_strips * (E * D + E), dtype=torch.float32)
+    _added_gradients[(n_strips, n_d)](
+        grad_NE, x_ND, layer.weight_ED, x_ND if seed_1 is None else seed_1, of_x_ND, part,
+        N, layer.dropout, drop_below(layer.dropout),
+        D, E, layer.activation, layer.dropout > 0, _TYPES[layer.dtype],
+        _ROWS, tile_d, tile_e, num_warps=_WARPS, num_stages=2,
+    )  # fmt: skip
+    of_weight_ED, of_bias_E, _ = _sum_up(part, (n_strips, 0), (E, D), 0)
+    return Gradients(of_x_ND, of_weight_ED, of_bias_E, None)
+
+
+def _sum_up(
+    part: Tensor, n_strips: tuple[int, int], shape: tuple[int, int], n_norm: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums of the strips: [E, D], [E], and of the norm's [n_norm]."""
+    E, D = shape
+    n_flat = E * D + E
+    total_X = part.new_empty(n_flat + n_norm)
     n_blocks = triton.cdiv(n_flat, 64) + triton.cdiv(n_norm, 64)
-    _summed[(n_blocks,)](part, total_X, n_w, n_flat, n_x, n_norm, 32, 64)
-    of_weight_ED, of_bias_E = total_X[: E * D].view(E, D), total_X[E * D : n_flat]
-    of_norm_D = None if layer.norm_D is None else (total_X[n_flat : n_flat + D], total_X[n_flat + D :])
-    return Gradients(of_x_ND, of_weight_ED, of_bias_E, of_norm_D)
+    _summed[(n_blocks,)](part, total_X, n_strips[0], n_flat, n_strips[1], n_norm, 32, 64)
+    return total_X[: E * D].view(E, D), total_X[E * D : n_flat], total_X[n_flat:]
 
 
 @triton.jit
@@ -148,14 +177,6 @@ def _before(x_nd, scale, shift, d, D, eps, BEFORE: tl.constexpr):
     elif BEFORE == "gelu":
         x_nd = x_nd * _normal_cdf(x_nd)
     return x_nd
-
-
-@triton.jit
-def _slope(x_nd, BEFORE: tl.constexpr):
-    """Derivative of the activation."""
-    if BEFORE == "relu":
-        return tl.where(x_nd > 0, 1.0, 0.0)
-    return _normal_cdf(x_nd) + x_nd * tl.exp(-0.5 * x_nd * x_nd) * 0.3989422804014327
 
 
 @triton.jit
@@ -192,95 +213,124 @@ def _forward(
 
 
 @triton.jit
-def _gradient(grad, n, e, N, E, seed, dropout, threshold, DROPS: tl.constexpr):
-    """Of the product: what dropout lets through."""
-    grad_ne = _rows(grad, n, e, N, E)
-    if DROPS:
-        grad_ne = _dropped(grad_ne, n, e, E, seed, dropout, threshold)
-    return grad_ne
-
-
-@triton.jit
-def _backward(
-    grad, x, scale, shift, weight, beside, seed, of_x, part,
-    N, eps, dropout, threshold, n_x, n_w,
-    D: tl.constexpr, E: tl.constexpr,
-    BEFORE: tl.constexpr, HAS_BESIDE: tl.constexpr, DROPS: tl.constexpr, TYPE: tl.constexpr,
-    ROWS: tl.constexpr, TILE_D: tl.constexpr, TILE_E: tl.constexpr,
-):  # fmt: skip
-    n_d, n_e = tl.cdiv(D, TILE_D), tl.cdiv(E, TILE_E)
-    at = tl.program_id(0) - n_x * n_d
-    if at < 0:
-        strip, first_d = tl.program_id(0) // n_d, tl.program_id(0) % n_d * TILE_D
-        part += n_w * (E * D + E) + strip * 2 * D
-        _of_x(
-            grad, x, scale, weight, beside, seed, of_x, part, strip, n_x, first_d,
-            N, eps, dropout, threshold, D, E, BEFORE, HAS_BESIDE, DROPS, TYPE, ROWS, TILE_D, TILE_E,
-        )  # fmt: skip
-    else:
-        strip, first_d, first_e = at // (n_d * n_e), at // n_e % n_d * TILE_D, at % n_e * TILE_E
-        part += strip.to(tl.int64) * (E * D + E)
-        _of_weight(
-            grad, x, scale, shift, seed, part, strip, n_w, first_d, first_e,
-            N, eps, dropout, threshold, D, E, BEFORE, DROPS, TYPE, ROWS, TILE_D, TILE_E,
-        )  # fmt: skip
-
-
-@triton.jit
-def _of_x(
-    grad, x, scale, weight, beside, seed, of_x, part, strip, n_strips, first_d,
-    N, eps, dropout, threshold,
-    D: tl.constexpr, E: tl.constexpr,
-    BEFORE: tl.constexpr, HAS_BESIDE: tl.constexpr, DROPS: tl.constexpr, TYPE: tl.constexpr,
-    ROWS: tl.constexpr, TILE_D: tl.constexpr, TILE_E: tl.constexpr,
-):  # fmt: skip
-    d = first_d + tl.arange(0, TILE_D)
-    of_scale_d, of_shift_d = tl.zeros([TILE_D], tl.float32), tl.zeros([TILE_D], tl.float32)
-    for start in range(strip * ROWS, N, n_strips * ROWS):
-        n = start + tl.arange(0, ROWS)
-        of_x_nd = tl.zeros([ROWS, TILE_D], tl.float32)
-        for first in range(0, E, TILE_E):
-            e = first + tl.arange(0, TILE_E)
-            grad_ne = _gradient(grad, n, e, N, E, seed, dropout, threshold, DROPS).to(TYPE)
-            of_x_nd = tl.dot(grad_ne, _rows(weight, e, d, E, D).to(TYPE), of_x_nd)
-        if BEFORE == "norm":
-            unit_nd, factor_n = _unit(_rows(x, n, d, N, D), d, D, eps)
-            of_scale_d += tl.sum(of_x_nd * unit_nd, 0)
-            of_shift_d += tl.sum(of_x_nd, 0)
-            of_unit_nd = of_x_nd * tl.load(scale + d, mask=d < D, other=0.0)[None, :]
-            along_n, mean_n = tl.sum(of_unit_nd * unit_nd, 1) / D, tl.sum(of_unit_nd, 1) / D
-            of_x_nd = (of_unit_nd - mean_n[:, None] - unit_nd * along_n[:, None]) * factor_n[:, None]
-        elif BEFORE != "":
-            of_x_nd *= _slope(_rows(x, n, d, N, D), BEFORE)
-        if HAS_BESIDE:
-            of_x_nd += _rows(beside, n, d, N, D)
-        at_nd = n[:, None].to(tl.int64) * D + d[None, :]
-        tl.store(of_x + at_nd, of_x_nd, mask=(n < N)[:, None] & (d < D)[None, :])
-    if BEFORE == "norm":
-        tl.store(part + d, of_scale_d, mask=d < D)
-        tl.store(part + D + d, of_shift_d, mask=d < D)
-
-
-@triton.jit
-def _of_weight(
-    grad, x, scale, shift, seed, part, strip, n_strips, first_d, first_e,
-    N, eps, dropout, threshold,
+def _added_gradients(
+    grad, x, weight, seed, of_x, part, N, dropout, threshold,
     D: tl.constexpr, E: tl.constexpr,
     BEFORE: tl.constexpr, DROPS: tl.constexpr, TYPE: tl.constexpr,
     ROWS: tl.constexpr, TILE_D: tl.constexpr, TILE_E: tl.constexpr,
 ):  # fmt: skip
-    d, e = first_d + tl.arange(0, TILE_D), first_e + tl.arange(0, TILE_E)
+    """Of a strip of rows, some columns of x and of W."""
+    strip, n_strips = tl.program_id(0), tl.num_programs(0)
+    d, e = tl.program_id(1) * TILE_D + tl.arange(0, TILE_D), tl.arange(0, TILE_E)
+    weight_ed = _rows(weight, e, d, E, D).to(TYPE)
     of_weight_ed, of_bias_e = tl.zeros([TILE_E, TILE_D], tl.float32), tl.zeros([TILE_E], tl.float32)
     for start in range(strip * ROWS, N, n_strips * ROWS):
         n = start + tl.arange(0, ROWS)
-        grad_ne = _gradient(grad, n, e, N, E, seed, dropout, threshold, DROPS)
-        x_nd = _before(_rows(x, n, d, N, D), scale, shift, d, D, eps, BEFORE).to(TYPE)
-        of_weight_ed = tl.dot(tl.trans(grad_ne.to(TYPE)), x_nd, of_weight_ed)
+        x_nd, grad_ne = _rows(x, n, d, N, D), _rows(grad, n, e, N, E)
+        if DROPS:
+            grad_ne = _dropped(grad_ne, n, e, E, seed, dropout, threshold)
         of_bias_e += tl.sum(grad_ne, 0)
-    is_in_ed = (e < E)[:, None] & (d < D)[None, :]
-    tl.store(part + e[:, None] * D + d[None, :], of_weight_ed, mask=is_in_ed)
-    if first_d == 0:
+        of_x_nd = tl.dot(grad_ne.to(TYPE), weight_ed)
+        if BEFORE == "relu":
+            of_x_nd = tl.where(x_nd > 0, of_x_nd, 0.0)
+            x_nd = tl.maximum(x_nd, 0.0)
+        elif BEFORE == "gelu":
+            cdf_nd = _normal_cdf(x_nd)
+            of_x_nd *= cdf_nd + x_nd * tl.exp(-0.5 * x_nd * x_nd) * 0.3989422804014327
+            x_nd *= cdf_nd
+        of_weight_ed = tl.dot(tl.trans(grad_ne.to(TYPE)), x_nd.to(TYPE), of_weight_ed)
+        at_nd = n[:, None].to(tl.int64) * D + d[None, :]
+        tl.store(of_x + at_nd, of_x_nd, mask=(n < N)[:, None] & (d < D)[None, :])
+    part += strip * (E * D + E)
+    tl.store(part + e[:, None] * D + d[None, :], of_weight_ed, mask=(e < E)[:, None] & (d < D)[None, :])
+    if tl.program_id(1) == 0:
         tl.store(part + E * D + e, of_bias_e, mask=e < E)
+
+
+@triton.jit
+def _normed_gradients(
+    grad, x, scale, shift, weight, beside, of_x, part, N, eps, n_x, n_w,
+    D: tl.constexpr, E: tl.constexpr, HAS_BESIDE: tl.constexpr, TYPE: tl.constexpr,
+    ROWS: tl.constexpr, TILE_D: tl.constexpr, TILE_E: tl.constexpr,
+):  # fmt: skip
+    n_e = tl.cdiv(E, TILE_E)
+    at = tl.program_id(0) - n_x
+    if at < 0:
+        strip = tl.program_id(0)
+        part += n_w * (E * D + E) + strip * 2 * D
+        _of_x(
+            grad, x, scale, weight, beside, of_x, part, strip, n_x,
+            N, eps, D, E, HAS_BESIDE, TYPE, ROWS, TILE_D, TILE_E,
+        )  # fmt: skip
+    else:
+        strip = at // n_e
+        part += strip * (E * D + E)
+        _of_weight(
+            grad,
+            x,
+            scale,
+            shift,
+            part,
+            strip,
+            n_w,
+            at % n_e * TILE_E,
+            N,
+            eps,
+            D,
+            E,
+            TYPE,
+            ROWS,
+            TILE_D,
+            TILE_E,
+        )
+
+
+@triton.jit
+def _of_x(
+    grad, x, scale, weight, beside, of_x, part, strip, n_strips, N, eps,
+    D: tl.constexpr, E: tl.constexpr, HAS_BESIDE: tl.constexpr, TYPE: tl.constexpr,
+    ROWS: tl.constexpr, TILE_D: tl.constexpr, TILE_E: tl.constexpr,
+):  # fmt: skip
+    d = tl.arange(0, TILE_D)
+    scale_d = tl.load(scale + d, mask=d < D, other=0.0)
+    of_scale_d, of_shift_d = tl.zeros([TILE_D], tl.float32), tl.zeros([TILE_D], tl.float32)
+    for start in range(strip * ROWS, N, n_strips * ROWS):
+        n = start + tl.arange(0, ROWS)
+        of_normed_nd = tl.zeros([ROWS, TILE_D], tl.float32)
+        for first in range(0, E, TILE_E):
+            e = first + tl.arange(0, TILE_E)
+            grad_ne, weight_ed = _rows(grad, n, e, N, E).to(TYPE), _rows(weight, e, d, E, D).to(TYPE)
+            of_normed_nd = tl.dot(grad_ne, weight_ed, of_normed_nd)
+        unit_nd, factor_n = _unit(_rows(x, n, d, N, D), d, D, eps)
+        of_scale_d += tl.sum(of_normed_nd * unit_nd, 0)
+        of_shift_d += tl.sum(of_normed_nd, 0)
+        of_unit_nd = of_normed_nd * scale_d[None, :]
+        along_n, mean_n = tl.sum(of_unit_nd * unit_nd, 1) / D, tl.sum(of_unit_nd, 1) / D
+        of_x_nd = (of_unit_nd - mean_n[:, None] - unit_nd * along_n[:, None]) * factor_n[:, None]
+        if HAS_BESIDE:
+            of_x_nd += _rows(beside, n, d, N, D)
+        at_nd = n[:, None].to(tl.int64) * D + d[None, :]
+        tl.store(of_x + at_nd, of_x_nd, mask=(n < N)[:, None] & (d < D)[None, :])
+    tl.store(part + d, of_scale_d, mask=d < D)
+    tl.store(part + D + d, of_shift_d, mask=d < D)
+
+
+@triton.jit
+def _of_weight(
+    grad, x, scale, shift, part, strip, n_strips, first_e, N, eps,
+    D: tl.constexpr, E: tl.constexpr, TYPE: tl.constexpr,
+    ROWS: tl.constexpr, TILE_D: tl.constexpr, TILE_E: tl.constexpr,
+):  # fmt: skip
+    d, e = tl.arange(0, TILE_D), first_e + tl.arange(0, TILE_E)
+    of_weight_ed, of_bias_e = tl.zeros([TILE_E, TILE_D], tl.float32), tl.zeros([TILE_E], tl.float32)
+    for start in range(strip * ROWS, N, n_strips * ROWS):
+        n = start + tl.arange(0, ROWS)
+        grad_ne = _rows(grad, n, e, N, E)
+        normed_nd = _before(_rows(x, n, d, N, D), scale, shift, d, D, eps, "norm")
+        of_weight_ed = tl.dot(tl.trans(grad_ne.to(TYPE)), normed_nd.to(TYPE), of_weight_ed)
+        of_bias_e += tl.sum(grad_ne, 0)
+    tl.store(part + e[:, None] * D + d[None, :], of_weight_ed, mask=(e < E)[:, None] & (d < D)[None, :])
+    tl.store(part + E * D + e, of_bias_e, mask=e < E)
 
 
 @triton.jit

@@ -36,7 +36,7 @@ def normed_linear(
 
     Under autocast the norm's result has its 16 bits.
     """
-    if bias_E is None or not trains_in_16_bits(x_ND) or not _fits(x_ND):
+    if bias_E is None or not trains_in_16_bits(x_ND) or not _norms(x_ND.shape[1]):
         normed_ND = layer_norm(x_ND, *norm, narrow=True)
         return linear(normed_ND, weight_ED, bias_E), x_ND
     form = norm.eps, "", 0.0, torch.get_autocast_dtype("cuda")
@@ -62,8 +62,8 @@ def added_linear(
         dropout: share of the layer's outputs that is dropped; 0 where nothing is trained.
         activation: of x; none by default.
     """
-    is_served = onto_NE is None or onto_NE.dtype == torch.float32
-    if bias_E is None or not is_served or not trains_in_16_bits(x_ND):
+    is_served = trains_in_16_bits(x_ND) and (onto_NE is None or onto_NE.dtype == torch.float32)
+    if bias_E is None or not is_served or not _adds(len(weight_ED)):
         added_NE = linear(activated(x_ND, activation), weight_ED, bias_E)
         added_NE = drop(added_NE, dropout) if dropout else added_NE
         return added_NE if onto_NE is None else onto_NE + added_NE
@@ -114,10 +114,16 @@ def drop(x: Tensor, p: float) -> Tensor:
     return x * (torch.rand_like(x) >= p).to(x.dtype).mul_(1 / (1 - p))
 
 
-def _fits(x_ND: Tensor) -> bool:
+def _norms(width: int) -> bool:
     from lexrec.kernels import _linear_triton
 
-    return _linear_triton.fits(x_ND.shape[-1])
+    return _linear_triton.norms(width)
+
+
+def _adds(width: int) -> bool:
+    from lexrec.kernels import _linear_triton
+
+    return _linear_triton.adds(width)
 
 
 _Form = tuple[float, str, float, torch.dtype]
@@ -149,7 +155,7 @@ class _NormedLinear(torch.autograd.Function):
 
         x_ND, scale_D, shift_D, weight_ED, bias_E = ctx.saved_tensors
         layer = _linear_triton.Layer(weight_ED, bias_E, (scale_D, shift_D), *ctx.form)
-        of = _linear_triton.backward(grad_NE, x_ND, layer, beside_ND, None)
+        of = _linear_triton.normed_gradients(grad_NE, x_ND, layer, beside_ND)
         assert of.norm_D is not None
         return of.x_ND, *of.norm_D, of.weight_ED, of.bias_E, None
 
@@ -179,7 +185,7 @@ class _AddedLinear(torch.autograd.Function):
 
         x_ND, weight_ED, bias_E, seed_1 = ctx.saved_tensors
         layer = _linear_triton.Layer(weight_ED, bias_E, None, *ctx.form)
-        of = _linear_triton.backward(grad_NE, x_ND, layer, None, seed_1)
+        of = _linear_triton.added_gradients(grad_NE, x_ND, layer, seed_1)
         return of.x_ND, of.weight_ED, of.bias_E, grad_NE if ctx.needs_input_grad[3] else None, None
 
 

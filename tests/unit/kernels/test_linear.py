@@ -57,7 +57,7 @@ def test_kernels_norm_first(
     torch.autograd.backward(y_NE, grad_NE.double())
     layer = kernels.Layer(weight_ED, bias_E, (scale_D, shift_D), 1e-5, "", 0.0, torch.float16)
     assert error(kernels.forward(x_ND, layer, None, None), y_NE) < 1e-3
-    of = kernels.backward(grad_NE.half(), x_ND, layer, beside_ND, None)
+    of = kernels.normed_gradients(grad_NE.half(), x_ND, layer, beside_ND)
     expected_ND = exact[0].grad if beside_ND is None else exact[0].grad + beside_ND.double()  # type: ignore[operator]
     found = (of.x_ND, *of.norm_D, of.weight_ED, of.bias_E)
     for gradient, expected in zip(found, (expected_ND, *(one.grad for one in exact[1:])), strict=True):
@@ -77,8 +77,7 @@ def test_kernels_add_to_a_residual(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     kernels = interpreted("_linear_triton")
-    monkeypatch.setattr(kernels, "_INPUT_STRIPS", 1)
-    monkeypatch.setattr(kernels, "_WEIGHT_STRIPS", 2)
+    monkeypatch.setattr(kernels, "_ADDED_PROGRAMS", 2)
     N, D, E = size.N, size.D, size.E
     x_ND, weight_ED, bias_E = rounded(N, D), rounded(E, D), torch.randn(E)
     onto_NE, grad_NE, seed_1 = torch.randn(N, E), rounded(N, E), torch.tensor([77], dtype=torch.int32)
@@ -90,7 +89,7 @@ def test_kernels_add_to_a_residual(
     expected_NE = onto_NE + F.linear(activated(exact[0], activation), exact[1], exact[2]) * kept_NE
     torch.autograd.backward(expected_NE, grad_NE.double())
     assert error(y_NE, expected_NE) < 1e-3
-    of = kernels.backward(grad_NE, x_ND.half(), layer, None, seed_1)
+    of = kernels.added_gradients(grad_NE, x_ND.half(), layer, seed_1)
     assert of.norm_D is None
     for gradient, one in zip((of.x_ND, of.weight_ED, of.bias_E), exact, strict=True):
         assert error(gradient, one.grad) < 2e-3
