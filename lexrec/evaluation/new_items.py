@@ -22,6 +22,7 @@ from lexrec.evaluation.events import Events, Pairs, Split, batches
 from lexrec.evaluation.protocol import Protocol
 from lexrec.evaluation.ranks import Aside, target_ranks
 from lexrec.evaluation.scorer import ModelScorer, Scorer
+from lexrec.kernels.products import ScoredRows
 from lexrec.lm.prompt import read_texts
 from lexrec.lm.row_map import Predicted, predict_rows, text_features
 from lexrec.models.idiomoe import Idiomoe
@@ -104,7 +105,7 @@ def evaluate_new_items(
         )
     asks = asks._replace(events=Events(*(v[is_asked_E] for v in vars(asks.events).values())))
     found = rows_from_texts(scorer.model, dataset.item_table, count_I)
-    row_ID = torch.cat([torch.zeros_like(scorer._row_ID[:1]), scorer._row_ID])
+    row_ID = torch.cat([torch.zeros_like(scorer.rows.row_ED[:1]), scorer.rows.row_ED])
     new_I = torch.from_numpy(np.flatnonzero(is_new_I))
     row_ID[new_I] = found.row_ID[new_I].to(row_ID)
     scorers: dict[str, Scorer] = {
@@ -152,7 +153,7 @@ class _Rows(ModelScorer):
 
     def __init__(self, plain: ModelScorer, row_ID: Tensor) -> None:
         self.__dict__.update(plain.__dict__)
-        self._row_ID = row_ID[1:]
+        self.rows = ScoredRows(row_ID[1:])
 
 
 class _Similar:

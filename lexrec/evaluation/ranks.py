@@ -160,12 +160,12 @@ class _Tile(NamedTuple):
     """How much is scored at once on one kind of device."""
 
     cells: int
-    """Scores of a tile: what a CPU's cache holds, or what keeps a GPU busy."""
+    """Scores of a tile: many enough that beginning costs little, few enough for memory."""
     whole: int
     """The largest catalogue that is one block: its scores are needed once for ranks, otherwise twice."""
 
 
-_TILES = {"cpu": _Tile(2**20, 2**17), "cuda": _Tile(2**28, 2**22)}
+_TILES = {"cpu": _Tile(2**22, 2**17), "cuda": _Tile(2**28, 2**22)}
 _FEWEST_ROWS = 32
 
 

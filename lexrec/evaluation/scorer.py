@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lexrec.data.batch import Batch, with_slots
-from lexrec.kernels.products import scores
+from lexrec.kernels.products import ScoredRows
 from lexrec.models.base import SequenceModel
 
 _NARROW = 256
@@ -51,8 +51,9 @@ class ModelScorer:
         self.n_items = self.table.n_items
         with torch.no_grad():
             # No copy where the table is plain, and a frozen one is whole in any case.
-            self._row_ID = self.table.block(1, self.n_items + 1).float()
-        self.max_len, self.width = model.max_len, self._row_ID.shape[1]
+            row_ID = self.table.block(1, self.n_items + 1).float()
+        self.rows = ScoredRows(row_ID)
+        self.max_len, self.width = model.max_len, row_ID.shape[1]
         self.trims = model.layout == "packed"
         self.device = next(model.parameters()).device
 
@@ -70,7 +71,7 @@ class ModelScorer:
 
     @torch.no_grad()
     def score(self, query: Tensor, first: int, last: int) -> Tensor:
-        logit_BJ = scores(query, self._row_ID[first - 1 : last - 1])
+        logit_BJ = self.rows.scores(query, first - 1, last - 1)
         if self.table.bias_I is not None:
             logit_BJ += self.table.bias_I[first - 1 : last - 1]
         return logit_BJ

@@ -7,6 +7,8 @@ TorchInductor calls oneDNN for float32 by the operator used here, which has no g
 Dimension key: N rows, D width in, E width out.
 """
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,33 +20,59 @@ _FEWEST = 2**20
 _ALIKE, _ALIKE_ELSEWHERE = 2, 4
 """Rows from which on a product's bits depend on nothing but its row, by oneDNN and by others."""
 
+_MOST_LAID_OUT = 2**24
+"""Numbers of a table up to which a second copy, laid out for oneDNN, is kept: 64 MiB."""
+
 
 def product(x_ND: Tensor, weight_ED: Tensor, bias_E: Tensor | None = None) -> Tensor:
     """`F.linear`, [..., N, E]: a new tensor, its sums in float32 in whichever order is the fastest."""
     if x_ND.numel() * len(weight_ED) < _FEWEST or not _is_served(x_ND, weight_ED):
         return F.linear(x_ND, weight_ED, bias_E)
-    given_ND = x_ND.flatten(0, -2)
-    n_rows = len(given_ND)
-    n_padded = _round(n_rows)
-    if n_padded != n_rows:
-        given_ND = x_ND.new_empty(n_padded, x_ND.shape[-1])
-        given_ND[:n_rows] = x_ND.flatten(0, -2)
-    y_NE: Tensor = torch.ops.mkldnn._linear_pointwise(given_ND, weight_ED, bias_E, "none", [], "")
-    return y_NE[:n_rows].view(*x_ND.shape[:-1], -1)
+    y_NE = _multiplied(x_ND.flatten(0, -2), weight_ED, bias_E)
+    return y_NE.view(*x_ND.shape[:-1], -1)
 
 
-def scores(x_ND: Tensor, weight_ED: Tensor) -> Tensor:
-    """Products whose bits depend neither on where they stand nor on the number of rows, [N, E].
+class ScoredRows:
+    """Rows that queries are multiplied by, such that equal rows have equal products wherever they stand.
 
-    For few rows libraries take kernels that round the end of a row differently. Such rows are multiplied
-    beside copies of themselves.
+    For few queries libraries take kernels that round the end of a row differently. Such queries are
+    multiplied beside copies of themselves.
+
+    Args:
+        row_ED: float32, and none of them changes later.
     """
+
+    def __init__(self, row_ED: Tensor) -> None:
+        self.row_ED = row_ED
+        self._laid_out_ED: Tensor | None = None
+        is_large = _ALIKE * row_ED.numel() >= _FEWEST
+        with torch.no_grad():
+            if is_large and row_ED.numel() <= _MOST_LAID_OUT and _is_served(row_ED, row_ED):
+                self._laid_out_ED = torch.ops.mkldnn._reorder_linear_weight(row_ED)
+
+    def scores(self, x_ND: Tensor, first: int, last: int) -> Tensor:
+        """Products with rows first..last-1, a new tensor without gradient, [N, last - first]."""
+        n_rows, is_whole = len(x_ND), last - first == len(self.row_ED)
+        row_JD = self.row_ED[first:last]
+        is_large = _ALIKE * row_JD.numel() >= _FEWEST and _is_served(x_ND, row_JD)
+        n_least = _ALIKE if is_large else _ALIKE_ELSEWHERE
+        if 0 < n_rows < n_least:
+            x_ND = x_ND.repeat(-(-n_least // n_rows), 1)
+        if is_large and is_whole and self._laid_out_ED is not None and n_rows:
+            return _multiplied(x_ND, self._laid_out_ED, None)[:n_rows]
+        return product(x_ND, row_JD)[:n_rows]
+
+
+def _multiplied(x_ND: Tensor, weight_ED: Tensor, bias_E: Tensor | None) -> Tensor:
+    """The product by oneDNN, [N, E]."""
     n_rows = len(x_ND)
-    is_large = _ALIKE * weight_ED.numel() >= _FEWEST and _is_served(x_ND, weight_ED)
-    n_least = _ALIKE if is_large else _ALIKE_ELSEWHERE
-    if n_rows >= n_least or n_rows == 0:
-        return product(x_ND, weight_ED)
-    return product(x_ND.repeat(-(-n_least // n_rows), 1), weight_ED)[:n_rows]
+    n_padded = _round(n_rows)
+    given_ND = x_ND
+    if n_padded != n_rows:
+        given_ND = x_ND.new_empty(n_padded, x_ND.shape[1])
+        given_ND[:n_rows] = x_ND
+    y_NE: Tensor = torch.ops.mkldnn._linear_pointwise(given_ND, weight_ED, bias_E, "none", [], "")
+    return y_NE[:n_rows]
 
 
 def _round(n: int) -> int:
@@ -59,7 +87,16 @@ def _is_served(x_ND: Tensor, weight_ED: Tensor) -> bool:
         and x_ND.dtype == weight_ED.dtype == torch.float32
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
-        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        and _has_operator()
         and not torch.compiler.is_compiling()
         and not is_transformed()
     )
+
+
+@cache
+def _has_operator() -> bool:
+    """True if this PyTorch has the operators; they are no public interface."""
+    try:
+        return bool(torch.ops.mkldnn._linear_pointwise and torch.ops.mkldnn._reorder_linear_weight)
+    except AttributeError:
+        return False

@@ -20,6 +20,7 @@ from lexrec.errors import ConfigError, DataError
 from lexrec.evaluation.new_items import rows_from_texts
 from lexrec.evaluation.scorer import ModelScorer
 from lexrec.item_encoders.text_tokens import TextTokens
+from lexrec.kernels.products import ScoredRows
 from lexrec.models.idiomoe import Idiomoe
 from lexrec.run_dir import RunDir
 from lexrec.serving.recommender import Recommender
@@ -118,10 +119,10 @@ class _Scorer(ModelScorer):
         self.__dict__.update(plain.__dict__)
         self.n_known = plain.n_items
         self.n_items = plain.n_items + len(row_JD)
-        row_JD = row_JD.to(self._row_ID)
+        row_JD = row_JD.to(self.rows.row_ED)
         if self.table.normalise:
             row_JD = torch.nn.functional.normalize(row_JD, dim=-1)
-        self._row_ID = torch.cat([self._row_ID, row_JD])
+        self.rows = ScoredRows(torch.cat([self.rows.row_ED, row_JD]))
         bias_I = self.table.bias_I
         if bias_I is not None:
             bias_I = torch.cat([bias_I, bias_I.median().expand(len(row_JD))])

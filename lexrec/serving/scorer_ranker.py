@@ -23,8 +23,10 @@ from lexrec.serving.ranker import Items, Ranked
 
 _BATCH = 256
 """Histories ranked at once."""
-_PIECES, _FEWEST = 4, 16
-"""Where cores share the work: batches of one request, and histories of a batch that is worth one."""
+_FEWEST = 16
+"""Histories of a batch that is worth a core of its own."""
+_LIST_COST = 8
+"""What scoring the catalogue and listing the best costs, in items that are encoded."""
 _KEPT_MASKS = 8
 _ALONE = 2**18
 """Scores up to which one thread does the work: handing it to others costs more than they save, and where
@@ -75,20 +77,16 @@ class ScorerRanker:
 
     def _each(self, work: Callable[[NDArray[np.int64]], T], histories: Sequence[Items]) -> Iterator[T]:
         """`work` of the places of the histories of each batch; short ones go together, in short rows."""
-        n, most = len(histories), _BATCH
+        n = len(histories)
         length_B = np.array([len(history) for history in histories], dtype=np.int64)
         order_B = np.argsort(length_B, kind="stable") if self.scorer.trims else np.arange(n)
         is_little = n * self.n_items <= _ALONE
-        is_shared = not is_little and may_share(self.scorer)
-        if is_shared:
-            # The longest first, and a few batches for each core: all are done at nearly the same time.
-            order_B, most = order_B[::-1], min(_BATCH, max(_FEWEST, -(-n // _PIECES)))
-        pieces = [order_B[first : first + most] for first in range(0, n, most)]
-        if is_shared:
-            yield from side_by_side(work, pieces)
+        if not is_little and may_share(self.scorer):
+            # The longest first: the last batches, which cores wait for, are short.
+            yield from side_by_side(work, _shared(order_B[::-1], np.minimum(length_B, self.scorer.max_len)))
             return
         with one_thread() if is_little else nullcontext():
-            yield from map(work, pieces)
+            yield from map(work, (order_B[first : first + _BATCH] for first in range(0, n, _BATCH)))
 
     def _batch(self, histories: list[Items]) -> Batch:
         longest = max(1, *(len(history) for history in histories))
@@ -99,6 +97,17 @@ class ScorerRanker:
         is_allowed_I = np.zeros(self.n_items + 2, dtype=np.bool_)
         is_allowed_I[np.frombuffer(allow, dtype=np.int64)] = True
         return torch.from_numpy(is_allowed_I)
+
+
+def _shared(order_B: NDArray[np.int64], length_B: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Batches of at most `_BATCH` histories, each as much work as the others, at least one for each core."""
+    cost_B = (length_B[order_B] + _LIST_COST).cumsum()
+    n = max(-(-len(order_B) // _BATCH), min(torch.get_num_threads(), len(order_B) // _FEWEST), 1)
+    while True:
+        parts = np.split(order_B, np.searchsorted(cost_B, cost_B[-1] * np.arange(1, n) / n))
+        if max(map(len, parts)) <= _BATCH:
+            return [part for part in parts if len(part)]
+        n += 1
 
 
 def _pairs(items_R: list[Items]) -> Pairs:

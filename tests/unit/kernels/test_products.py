@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from lexrec.kernels import products
-from lexrec.kernels.products import product, scores
+from lexrec.kernels.products import ScoredRows, product
 
 LARGE, SMALL = (170, 64, 64), (3, 5, 7)
 """Rows, width in, width out: above and below what oneDNN is asked for."""
@@ -27,17 +27,35 @@ def test_products_are_those_of_float64(N: int, D: int, E: int, has_bias: bool) -
     torch.testing.assert_close(of_columns_NE, y_NE, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("is_laid_out", [False, True])
 @pytest.mark.parametrize(("E", "D"), [(12101, 64), (1003, 32), (70, 24)])
-def test_scores_depend_on_neither_place_nor_number_of_rows(E: int, D: int) -> None:
+def test_scores_depend_on_neither_place_nor_number_of_rows(
+    E: int, D: int, is_laid_out: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not is_laid_out:
+        monkeypatch.setattr(products, "_MOST_LAID_OUT", 0)
     x_ND, weight_ED = torch.randn(85, D), torch.randn(E, D)
-    weight_ED[[3, E // 3, E - 6, E - 1]] = weight_ED[7].clone()
+    places = [3, E // 3, E - 6, E - 1]
+    weight_ED[places] = weight_ED[7].clone()
+    rows = ScoredRows(weight_ED)
     with torch.no_grad():
-        all_NE = scores(x_ND, weight_ED)
+        all_NE = rows.scores(x_ND, 0, E)
+        torch.testing.assert_close(all_NE, x_ND @ weight_ED.T, atol=1e-4, rtol=1e-4)
         for n in (1, 2, 3, 4, 5, 64):
-            y_NE = scores(x_ND[:n], weight_ED)
+            y_NE = rows.scores(x_ND[:n], 0, E)
             assert torch.equal(y_NE, all_NE[:n])
-            assert torch.equal(y_NE[:, [3, E // 3, E - 6, E - 1]], y_NE[:, 7, None].expand(-1, 4))
-        assert scores(x_ND[:0], weight_ED).shape == (0, E)
+            assert torch.equal(y_NE[:, places], y_NE[:, 7, None].expand(-1, 4))
+        torch.testing.assert_close(rows.scores(x_ND, 5, E - 5), all_NE[:, 5:-5], atol=1e-5, rtol=1e-5)
+        assert rows.scores(x_ND[:0], 0, E).shape == (0, E)
+
+
+def test_without_the_operators_pytorch_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_has_operator", lambda: False)
+    monkeypatch.setattr(products, "_multiplied", None)
+    x_ND, weight_ED = torch.randn(200, 64), torch.randn(999, 64)
+    with torch.no_grad():
+        assert torch.equal(product(x_ND, weight_ED), F.linear(x_ND, weight_ED))
+        assert torch.equal(ScoredRows(weight_ED).scores(x_ND, 0, 999), F.linear(x_ND, weight_ED))
 
 
 def test_few_shapes_are_compiled() -> None:

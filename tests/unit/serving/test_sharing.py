@@ -82,3 +82,20 @@ def test_a_broken_model_is_named_from_wherever_it_broke(n_threads: int) -> None:
         evaluate(ModelScorer(model), world(HISTORIES[2:], N_ITEMS))
     assert torch.get_num_threads() == n_threads
     torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("n_threads", "n_batches"), [(1, 3), (2, 3), (4, 4), (7, 7)])
+def test_each_core_gets_as_much_work_as_the_others_and_every_history_once(
+    n_threads: int, n_batches: int
+) -> None:
+    length_B = np.random.default_rng(0).integers(1, 51, 400)
+    order_B = np.argsort(-length_B, kind="stable")
+    before = torch.get_num_threads()
+    torch.set_num_threads(n_threads)
+    parts, little = scorer_ranker._shared(order_B, length_B), scorer_ranker._shared(order_B[:20], length_B)
+    torch.set_num_threads(before)
+    assert len(parts) == n_batches  # Two would be one of more than 256.
+    assert np.array_equal(np.concatenate(parts), order_B)
+    work = [(length_B[part] + scorer_ranker._LIST_COST).sum() for part in parts]
+    assert max(work) < 1.1 * min(work)
+    assert [len(part) for part in little] == [20]
