@@ -12,12 +12,14 @@ def test_it_prints_one_line_of_json(
 ) -> None:
     for variable in (train_step.EAGER, train_step.COMPILE):
         monkeypatch.setenv(variable, "0")  # the benchmark sets them
+    monkeypatch.setenv("LEXREC_COMMIT", "abc1234")
     words = "train_step --batch 4,8 --loss ce,bce --mode eager --items 30 --length 6 --steps 2 --rounds 3"
     monkeypatch.setattr("sys.argv", [*words.split(), "model.dim=8"])
     train_step.main()
     (line,) = capsys.readouterr().out.splitlines()
     found = json.loads(line)
-    assert {"processor", "python", "torch", "lexrec", "threads", "commit", "at"} <= set(found)
+    assert {"processor", "python", "torch", "lexrec", "threads", "at"} <= set(found)
+    assert found["commit"] == "abc1234"
     assert [(r["loss"], r["batch"]) for r in found["results"]] == [
         ("ce", 4), ("bce", 4), ("ce", 8), ("bce", 8),
     ]  # fmt: skip
