@@ -28,8 +28,22 @@ _WIDEST_NORM, _WIDEST_ADDED = 128, 256
 """Width of x before a norm, and of what is added to a residual, that a tile holds."""
 _INPUT_STRIPS, _WEIGHT_STRIPS, _WEIGHT_PROGRAMS = 256, 64, 256
 """After a norm: programs at most for the rows of x, for those of one tile of W, for all tiles of W."""
-_ADDED_PROGRAMS = 528
-"""Of what is added: four for each multiprocessor of a large GPU."""
+
+
+class Plan(NamedTuple):
+    """How the gradients of what is added are cut."""
+
+    rows: int
+    width: int
+    """Rows and columns of x in a tile."""
+    n_warps: int
+    n_stages: int
+    n_programs: int
+    """At most, unless x has more tiles of columns."""
+
+
+_ADDED, _WIDE_ADDED = Plan(64, 64, 4, 2, 528), Plan(32, 32, 4, 2, 528)
+"""The second where more than 64 columns are added."""
 
 
 class Layer(NamedTuple):
@@ -123,16 +137,17 @@ def added_gradients(grad_NE: Tensor, x_ND: Tensor, layer: Layer, seed_1: Tensor 
     grad_NE, x_ND = grad_NE.contiguous(), x_ND.contiguous()
     (N, D), E = x_ND.shape, len(layer.weight_ED)
     tile_e = max(16, triton.next_power_of_2(E))
-    tile_d = layer.tile_d if tile_e <= _WIDEST_ADDED // 2 else min(layer.tile_d, _WIDTH // 2)
+    plan = _ADDED if tile_e <= 64 else _WIDE_ADDED
+    tile_d = min(max(16, triton.next_power_of_2(D)), plan.width)
     n_d = triton.cdiv(D, tile_d)
-    n_strips = min(max(1, triton.cdiv(N, _ROWS)), max(1, _ADDED_PROGRAMS // n_d))
+    n_strips = min(max(1, triton.cdiv(N, plan.rows)), max(1, plan.n_programs // n_d))
     of_x_ND = torch.empty_like(x_ND)
     part = x_ND.new_empty(n_strips * (E * D + E), dtype=torch.float32)
     _added_gradients[(n_strips, n_d)](
         grad_NE, x_ND, layer.weight_ED, x_ND if seed_1 is None else seed_1, of_x_ND, part,
         N, layer.dropout, drop_below(layer.dropout),
         D, E, layer.activation, layer.dropout > 0, _TYPES[layer.dtype],
-        _ROWS, tile_d, tile_e, num_warps=_WARPS, num_stages=2,
+        plan.rows, tile_d, tile_e, num_warps=plan.n_warps, num_stages=plan.n_stages,
     )  # fmt: skip
     of_weight_ED, of_bias_E, _ = _sum_up(part, (n_strips, 0), (E, D), 0)
     return Gradients(of_x_ND, of_weight_ED, of_bias_E, None)

@@ -77,7 +77,8 @@ def test_kernels_add_to_a_residual(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     kernels = interpreted("_linear_triton")
-    monkeypatch.setattr(kernels, "_ADDED_PROGRAMS", 2)
+    for name in ("_ADDED", "_WIDE_ADDED"):
+        monkeypatch.setattr(kernels, name, getattr(kernels, name)._replace(n_programs=2))
     N, D, E = size.N, size.D, size.E
     x_ND, weight_ED, bias_E = rounded(N, D), rounded(E, D), torch.randn(E)
     onto_NE, grad_NE, seed_1 = torch.randn(N, E), rounded(N, E), torch.tensor([77], dtype=torch.int32)
