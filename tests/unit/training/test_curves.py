@@ -115,6 +115,9 @@ def test_schedules_and_clipping_in_a_captured_step(
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings(
+    "ignore:.*script_method.*:DeprecationWarning"
+)  # PyTorch's compiler as it is loaded
 def test_a_compiled_step(data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of(objective={"loss": "bce"})
     plain = curve(config, data, tmp_path / "plain", "cuda")
