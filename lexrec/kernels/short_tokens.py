@@ -60,7 +60,9 @@ class ShortTokens:
         n_tokens = [len(token_VD) for token_VD in tables]
         # A small table is given as many places as the largest.
         is_full = len(tables) * max(n_tokens) <= 1.5 * sum(n_tokens)
-        return ShortTokens(tables) if is_fast and are_plain and is_full else None
+        # It is no public function.
+        has_product = hasattr(torch, "_int_mm")
+        return ShortTokens(tables) if is_fast and are_plain and is_full and has_product else None
 
     def serves(self, k: int) -> bool:
         """True if there are groups enough to tell which tokens may be among the k best."""
@@ -76,11 +78,6 @@ class ShortTokens:
         step = max(1, _CHUNK_CELLS // len(self.short_TD))
         chunks = [self._choose(unit_MD[i : i + step], k) for i in range(0, len(unit_MD), step)]
         return torch.cat(chunks, dim=1)
-
-    def table(self, e: int) -> Tensor:
-        """The vectors of table e, [V, D], where they lie."""
-        first = e * self.n_places
-        return self.token_TD[first : first + self.n_tokens[e]]
 
     def _choose(self, unit_CD: Tensor, k: int) -> Tensor:
         C, E = len(unit_CD), len(self.n_tokens)
