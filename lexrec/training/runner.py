@@ -31,7 +31,7 @@ _WARM_STEPS = 2
 EAGER = "LEXREC_EAGER"
 """Environment variable: 1 runs every step call by call."""
 COMPILE = "LEXREC_COMPILE"
-"""Environment variable: 1 compiles model and loss, on a GPU: half a minute. For layers that have no kernel here."""
+"""Environment variable: 1 compiles model and loss on a GPU: worth it for layers without kernels here."""
 
 
 class Update:
