@@ -1,15 +1,13 @@
 """Gradients of a projected table's rows, and of the maps that projected it.
 
-Dimension key: U units, K chosen tokens, V tokens, D width, H heads of C, N choices of a token, R choices,
-W table width, S parts of a sum, X = 3D: alignment, key and value side by side.
+Dimension key: U units, K chosen tokens, V tokens, D width, H heads of C, R choices, N of a chunk, J rows of
+it, W table width, S parts of a sum, X = 3D: alignment, key and value side by side.
 """
 
 # mypy: disable-error-code="untyped-decorator, no-untyped-def, no-untyped-call, import-untyped"
 
 import triton
 import triton.language as tl
-
-from lexrec.kernels._one_query_triton import chosen_heads
 
 
 @triton.jit
@@ -52,203 +50,178 @@ def aligned_rows(
 
 
 @triton.jit
-def chunk_sums(
-    query_ptr,
-    grad_ptr,
-    direction_ptr,
-    slope_ptr,
-    share_ptr,
-    order_ptr,
-    sorted_ptr,
-    sum_ptr,
-    R,
-    K,
-    H: tl.constexpr,
-    C: tl.constexpr,
-    BH: tl.constexpr,
-    BC: tl.constexpr,
-    BD: tl.constexpr,
-    BN: tl.constexpr,
-    CHUNK: tl.constexpr,
-):
-    """Sums over chunks of choices that are all of one token, [3, D] each; others are left as they are."""
-    i, first = tl.program_id(0).to(tl.int64), tl.program_id(0) * CHUNK
-    last = tl.minimum(first + CHUNK, R)
-    if tl.load(sorted_ptr + first) == tl.load(sorted_ptr + last - 1):
-        pulled_D, of_key_HC, of_value_HC = _sums(
-            query_ptr, grad_ptr, direction_ptr, slope_ptr, share_ptr, order_ptr,
-            first, last, K, H, C, BH, BC, BD, BN,
-        )  # fmt: skip
-        _store_three(sum_ptr + i * (3 * H * C), pulled_D, of_key_HC, of_value_HC, H, C, BH, BC, BD)
-
-
-@triton.jit
-def summed_rows(
-    query_ptr,
-    grad_ptr,
-    direction_ptr,
-    slope_ptr,
-    share_ptr,
-    order_ptr,
-    start_ptr,
-    sum_ptr,
-    projected_ptr,
-    scale_ptr,
-    row_ptr,
-    pulled_ptr,
-    K,
-    stride,
-    sharpness,
-    H: tl.constexpr,
-    C: tl.constexpr,
-    BH: tl.constexpr,
-    BC: tl.constexpr,
-    BD: tl.constexpr,
-    BN: tl.constexpr,
-    CHUNK: tl.constexpr,
-    LEARNS: tl.constexpr,
-):
-    """Where units ask once: the gradient of a token's row, summed over who chose it.
-
-    Many may choose one token, and a program that added them one after another would outlast all others: of a
-    token's choices only those before its first whole chunk and behind its last are read here.
-    """
-    token = tl.program_id(0).to(tl.int64)
-    start, end = tl.load(start_ptr + token), tl.load(start_ptr + token + 1)
-    first, last = tl.cdiv(start, CHUNK), end // CHUNK
-    head_end, tail_start = tl.minimum(first * CHUNK, end), tl.maximum(last * CHUNK, first * CHUNK)
-    pulled_D, of_key_HC, of_value_HC = _sums(
-        query_ptr, grad_ptr, direction_ptr, slope_ptr, share_ptr, order_ptr,
-        start, head_end, K, H, C, BH, BC, BD, BN,
-    )  # fmt: skip
-    more_D, more_key_HC, more_value_HC = _sums(
-        query_ptr, grad_ptr, direction_ptr, slope_ptr, share_ptr, order_ptr,
-        tail_start, end, K, H, C, BH, BC, BD, BN,
-    )  # fmt: skip
-    pulled_D, of_key_HC, of_value_HC = pulled_D + more_D, of_key_HC + more_key_HC, of_value_HC + more_value_HC
-    d, h, c = tl.arange(0, BD), tl.arange(0, BH)[:, None], tl.arange(0, BC)[None, :]
-    is_there_HC = (h < H) & (c < C)
-    for i in range(first, last):
-        at = sum_ptr + i * (3 * H * C)
-        pulled_D += tl.load(at + d, d < H * C, 0.0)
-        of_key_HC += tl.load(at + H * C + h * C + c, is_there_HC, 0.0)
-        of_value_HC += tl.load(at + 2 * H * C + h * C + c, is_there_HC, 0.0)
-    if LEARNS:
-        pulled_D, pull = _through_cosine(projected_ptr + token * stride, pulled_D, scale_ptr, H * C, BD)
-        tl.store(pulled_ptr + token, pull)
-    else:
-        pulled_D *= 0.0
-    _store_three(
-        row_ptr + token * (3 * H * C), pulled_D, of_key_HC * sharpness, of_value_HC, H, C, BH, BC, BD
-    )
-
-
-@triton.jit
 def choice_rows(
     query_ptr,
     grad_ptr,
     direction_ptr,
     slope_ptr,
     share_ptr,
+    order_ptr,
     token_ptr,
     projected_ptr,
     scale_ptr,
     row_ptr,
     pulled_ptr,
+    part_ptr,
+    R,
     K,
     stride,
     sharpness,
     H: tl.constexpr,
     C: tl.constexpr,
-    BH: tl.constexpr,
-    BC: tl.constexpr,
+    BD: tl.constexpr,
+    CHUNK: tl.constexpr,
+    SUMS: tl.constexpr,
+    LEARNS: tl.constexpr,
+):
+    """Where units ask once: gradients of the rows of a chunk of choices, or of their tokens if SUMS.
+
+    Choices then stand by token, and a product with zeros and ones adds up those of each. What a token has in
+    a chunk that it began before is the first of two parts, [3, D] each, and what it has in the chunk that
+    it goes on from the second.
+    """
+    i, D = tl.program_id(0), H * C
+    n, j, d = i * CHUNK + tl.arange(0, CHUNK), tl.arange(0, CHUNK), tl.arange(0, BD)
+    token_J, is_whole_J, choice_N, row_J = tl.load(token_ptr + n, n < R, 0).to(tl.int32), n < R, n, n
+    one_JN, at_JD, is_part_JD = n, n, n
+    if SUMS:
+        choice_N = tl.load(order_ptr + n, n < R, 0).to(tl.int32)
+        is_new_N = (n < R) & ((j == 0) | (token_J != tl.load(token_ptr + n - 1, (n < R) & (j > 0), 0)))
+        segment_N = tl.where(n < R, tl.cumsum(is_new_N.to(tl.int32), 0) - 1, CHUNK)
+        is_of_JN, n_segments = segment_N[None, :] == j[:, None], tl.sum(is_new_N.to(tl.int32), 0)
+        token_J = tl.sum(tl.where(is_of_JN & is_new_N[None, :], token_J[None, :], 0), 1)
+        one_JN, row_J = is_of_JN.to(tl.float32), token_J
+        began_J = tl.where(j == 0, _goes_on(token_ptr, i * CHUNK, R), 0) > 0
+        is_last_J = (j == n_segments - 1) & (began_J == 0)
+        goes_on_J = tl.where(is_last_J, _goes_on(token_ptr, i * CHUNK + CHUNK, R), 0) > 0
+        is_whole_J = (j < n_segments) & (began_J == 0) & (goes_on_J == 0)
+        part_ptr += i.to(tl.int64) * (6 * D)
+        at_JD = tl.where(began_J, 0, 3 * D)[:, None] + d[None, :]
+        is_part_JD = (began_J | goes_on_J)[:, None] & (d < D)[None, :]
+    is_there_ND, unit_at_ND = (n < R)[:, None] & (d < D)[None, :], (choice_N // K)[:, None] * D + d[None, :]
+    # Each head's weight stands at its C places.
+    weight_at_ND = choice_N[:, None] * H + (d // C)[None, :]
+    share_ND = tl.load(share_ptr + weight_at_ND, is_there_ND, 0.0)
+    value_ND = share_ND * tl.load(grad_ptr + unit_at_ND, is_there_ND, 0.0).to(tl.float32)
+    value_JD = _summed(value_ND, one_JN, part_ptr + 2 * D, at_JD, is_part_JD, SUMS, row_ptr.dtype.element_ty)
+    _store_rows(row_ptr + 2 * D, row_J, is_whole_J, value_JD, D, BD)
+    slope_ND = tl.load(slope_ptr + weight_at_ND, is_there_ND, 0.0)
+    key_ND = slope_ND * tl.load(query_ptr + unit_at_ND, is_there_ND, 0.0).to(tl.float32)
+    key_JD = _summed(key_ND, one_JN, part_ptr + D, at_JD, is_part_JD, SUMS, row_ptr.dtype.element_ty)
+    _store_rows(row_ptr + D, row_J, is_whole_J, key_JD * sharpness, D, BD)
+    direction_ND = tl.load(direction_ptr + unit_at_ND, is_there_ND, 0.0).to(tl.float32)
+    aligned_ND = (tl.sum(slope_ND, 1) / C)[:, None] * direction_ND
+    aligned_JD = _summed(aligned_ND, one_JN, part_ptr, at_JD, is_part_JD, SUMS, row_ptr.dtype.element_ty)
+    aligned_JD, pull_J = _through_cosine(
+        projected_ptr, token_J, is_whole_J, aligned_JD, scale_ptr, stride, D, BD, LEARNS
+    )
+    tl.store(pulled_ptr + i, tl.sum(pull_J, 0))
+    _store_rows(row_ptr, row_J, is_whole_J, aligned_JD, D, BD)
+
+
+@triton.jit
+def _summed(x_ND, one_JN, part_ptr, at_JD, is_part_JD, SUMS: tl.constexpr, TYPE: tl.constexpr):
+    """What choices pull, added up by token if SUMS; what tokens of several chunks have here is kept aside."""
+    if SUMS:
+        one_JN, high_ND = one_JN.to(TYPE), x_ND.to(TYPE)
+        sum_JD = tl.dot(one_JN, high_ND, input_precision="ieee")
+        if x_ND.dtype != TYPE:
+            # What 16 bits leave over, so that the sum is as good as in 32.
+            sum_JD = tl.dot(one_JN, (x_ND - high_ND.to(tl.float32)).to(TYPE), sum_JD)
+        x_ND = sum_JD
+        tl.store(part_ptr + at_JD, x_ND, is_part_JD)
+    return x_ND
+
+
+@triton.jit
+def joined_rows(
+    part_ptr,
+    token_ptr,
+    projected_ptr,
+    scale_ptr,
+    row_ptr,
+    pulled_ptr,
+    R,
+    stride,
+    sharpness,
+    D: tl.constexpr,
+    BD: tl.constexpr,
+    CHUNK: tl.constexpr,
+    LEARNS: tl.constexpr,
+):
+    """The row of the token that begins in a chunk and goes on in the next ones, if there is one."""
+    i = tl.program_id(0)
+    first, next_ = i * CHUNK, i * CHUNK + CHUNK
+    token = tl.load(token_ptr + tl.minimum(next_, R) - 1).to(tl.int32)
+    began = tl.where(tl.load(token_ptr + first).to(tl.int32) == token, _goes_on(token_ptr, first, R), 0)
+    pull = 0.0
+    if _goes_on(token_ptr, next_, R) > began:
+        three, d = tl.arange(0, 4)[:, None], tl.arange(0, BD)[None, :]
+        at_3D, is_there_3D = three * D + d, (three < 3) & (d < D)
+        sum_3D = tl.load(part_ptr + (2 * i + 1).to(tl.int64) * (3 * D) + at_3D, is_there_3D, 0.0)
+        chunk = i + 1
+        while chunk > 0:
+            sum_3D += tl.load(part_ptr + (2 * chunk).to(tl.int64) * (3 * D) + at_3D, is_there_3D, 0.0)
+            chunk += 1
+            at = chunk * CHUNK
+            goes_on = tl.load(token_ptr + at, at < R, -1).to(tl.int32) == token
+            chunk = tl.where(goes_on & (at < R), chunk, 0)
+        aligned_1D = tl.sum(tl.where(three == 0, sum_3D, 0.0), 0)[None, :]
+        key_1D = tl.sum(tl.where(three == 1, sum_3D, 0.0), 0)[None, :]
+        value_1D = tl.sum(tl.where(three == 2, sum_3D, 0.0), 0)[None, :]
+        token_1 = token + tl.arange(0, 1)
+        aligned_1D, pull_1 = _through_cosine(
+            projected_ptr, token_1, token_1 >= 0, aligned_1D, scale_ptr, stride, D, BD, LEARNS
+        )
+        pull = tl.sum(pull_1, 0)
+        _store_rows(row_ptr, token_1, token_1 >= 0, aligned_1D, D, BD)
+        _store_rows(row_ptr + D, token_1, token_1 >= 0, key_1D * sharpness, D, BD)
+        _store_rows(row_ptr + 2 * D, token_1, token_1 >= 0, value_1D, D, BD)
+    tl.store(pulled_ptr + tl.num_programs(0) + i, pull)
+
+
+@triton.jit
+def _goes_on(token_ptr, at, R):
+    """1 if choices at - 1 and at are of one token, else 0."""
+    is_inside = (at > 0) & (at < R)
+    before = tl.load(token_ptr + at - 1, is_inside, 0).to(tl.int32)
+    return tl.where(before == tl.load(token_ptr + at, is_inside, 1).to(tl.int32), 1, 0)
+
+
+@triton.jit
+def _through_cosine(
+    projected_ptr,
+    token_J,
+    is_there_J,
+    pulled_JD,
+    scale_ptr,
+    stride,
+    D: tl.constexpr,
     BD: tl.constexpr,
     LEARNS: tl.constexpr,
 ):
-    """Where units ask once: the gradient of the row of each choice."""
-    i = tl.program_id(0).to(tl.int64)
-    pulled_D, of_key_HC, of_value_HC = _sums(
-        query_ptr, grad_ptr, direction_ptr, slope_ptr, share_ptr, token_ptr,
-        i, i + 1, K, H, C, BH, BC, BD, 0,
-    )  # fmt: skip
+    """Gradients of aligned rows and of the scale through scale * cos, given that of the rows of length 1."""
+    pull_J = tl.zeros_like(token_J).to(tl.float32)
     if LEARNS:
-        at = projected_ptr + tl.load(token_ptr + i) * stride
-        pulled_D, pull = _through_cosine(at, pulled_D, scale_ptr, H * C, BD)
-        tl.store(pulled_ptr + i, pull)
+        d = tl.arange(0, BD)
+        at_JD = token_J[:, None].to(tl.int64) * stride + d[None, :]
+        is_there_JD = is_there_J[:, None] & (d < D)[None, :]
+        aligned_JD = tl.load(projected_ptr + at_JD, is_there_JD, 0.0).to(tl.float32)
+        length_J = tl.maximum(tl.sqrt(tl.sum(aligned_JD * aligned_JD, 1)), 1e-12)
+        aligned_JD /= length_J[:, None]
+        pull_J = tl.sum(pulled_JD * aligned_JD, 1)
+        pulled_JD = (pulled_JD - pull_J[:, None] * aligned_JD) * (tl.load(scale_ptr) / length_J)[:, None]
     else:
-        pulled_D *= 0.0
-    _store_three(row_ptr + i * (3 * H * C), pulled_D, of_key_HC * sharpness, of_value_HC, H, C, BH, BC, BD)
+        pulled_JD *= 0.0
+    return pulled_JD, pull_J
 
 
 @triton.jit
-def _sums(
-    query_ptr,
-    grad_ptr,
-    direction_ptr,
-    slope_ptr,
-    share_ptr,
-    order_ptr,
-    first,
-    last,
-    K,
-    H: tl.constexpr,
-    C: tl.constexpr,
-    BH: tl.constexpr,
-    BC: tl.constexpr,
-    BD: tl.constexpr,
-    BN: tl.constexpr,
-):
-    """What choices first..last-1 pull at alignment, key and value; BN = 0: in their own order."""
-    d, h = tl.arange(0, BD), tl.arange(0, BH)
-    pulled_D = tl.zeros([BD], tl.float32)
-    of_key_HC, of_value_HC = tl.zeros([BH, BC], tl.float32), tl.zeros([BH, BC], tl.float32)
-    step: tl.constexpr = BN if BN > 0 else 1
-    for start in range(first, last, step):
-        n = start + tl.arange(0, step)
-        choice_N = n
-        if BN > 0:
-            choice_N = tl.load(order_ptr + n, n < last, 0)
-        unit_N = choice_N // K
-        at_NH, is_there_NH = choice_N[:, None] * H + h[None, :], (n < last)[:, None] & (h < H)[None, :]
-        slope_NH = tl.load(slope_ptr + at_NH, is_there_NH, 0.0)
-        share_NH = tl.load(share_ptr + at_NH, is_there_NH, 0.0)
-        query_NHC = chosen_heads(query_ptr, unit_N, n < last, H * C, H, C, BH, BC)
-        grad_NHC = chosen_heads(grad_ptr, unit_N, n < last, H * C, H, C, BH, BC)
-        of_key_HC += tl.sum(slope_NH[:, :, None] * query_NHC, 0)
-        of_value_HC += tl.sum(share_NH[:, :, None] * grad_NHC, 0)
-        at_ND = unit_N[:, None] * (H * C) + d[None, :]
-        direction_ND = tl.load(direction_ptr + at_ND, (n < last)[:, None] & (d < H * C)[None, :], 0.0)
-        pulled_D += tl.sum(tl.sum(slope_NH, 1)[:, None] * direction_ND.to(tl.float32), 0)
-    return pulled_D, of_key_HC, of_value_HC
-
-
-@triton.jit
-def _through_cosine(aligned_ptr, pulled_D, scale_ptr, D: tl.constexpr, BD: tl.constexpr):
-    """Gradients of an aligned row and of the scale through scale * cos, given that of the row of length 1."""
+def _store_rows(row_ptr, row_J, is_there_J, x_JD, D: tl.constexpr, BD: tl.constexpr):
+    """A third of each row."""
     d = tl.arange(0, BD)
-    aligned_D = tl.load(aligned_ptr + d, d < D, 0.0).to(tl.float32)
-    length = tl.maximum(tl.sqrt(tl.sum(aligned_D * aligned_D, 0)), 1e-12)
-    aligned_D /= length
-    pull = tl.sum(pulled_D * aligned_D, 0)
-    return (pulled_D - pull * aligned_D) * (tl.load(scale_ptr) / length), pull
-
-
-@triton.jit
-def _store_three(
-    ptr,
-    aligned_D,
-    key_HC,
-    value_HC,
-    H: tl.constexpr,
-    C: tl.constexpr,
-    BH: tl.constexpr,
-    BC: tl.constexpr,
-    BD: tl.constexpr,
-):
-    d, h, c = tl.arange(0, BD), tl.arange(0, BH)[:, None], tl.arange(0, BC)[None, :]
-    tl.store(ptr + d, aligned_D, d < H * C)
-    tl.store(ptr + H * C + h * C + c, key_HC, (h < H) & (c < C))
-    tl.store(ptr + 2 * H * C + h * C + c, value_HC, (h < H) & (c < C))
+    at_JD = row_J[:, None].to(tl.int64) * (3 * D) + d[None, :]
+    tl.store(row_ptr + at_JD, x_JD, is_there_J[:, None] & (d < D)[None, :])
 
 
 @triton.jit

@@ -26,18 +26,15 @@ from lexrec.kernels._one_query_triton import one_query, one_query_backward
 from lexrec.kernels._table_rows_triton import (
     aligned_rows,
     choice_rows,
-    chunk_sums,
+    joined_rows,
     parts_summed,
     row_products,
-    summed_rows,
 )
 
 _PROGRAMS = 132
 """As many as an H100 has multiprocessors."""
-_CHUNK = 64
-"""Choices of one token that a program adds up at most before others help."""
-_AT_ONCE = 4
-"""Choices that a program reads at once to add them up."""
+_CHUNK = 32
+"""Choices that a program adds up by token."""
 _TILES = 8
 """Tiles of rows that a part of a product has at least."""
 
@@ -49,8 +46,6 @@ class Order(NamedTuple):
     """Their numbers, those of a token in order."""
     sorted_C: Tensor
     """The token of each of them."""
-    start_V: Tensor
-    """Where those of each token begin, and behind them all where they end, int32 [V + 1]."""
 
 
 class Asked(NamedTuple):
@@ -122,24 +117,44 @@ def _backward_of_one(asked: Asked, grad_U1D: Tensor) -> Gradients:
     share_UKH = torch.empty_like(slope_UKH)
     given, blocks = (*_pointers(asked), grad_U1D, query_U1D, slope_UKH, share_UKH), _blocks(asked)
     one_query_backward[(U,)](*given, *_numbers(asked), **blocks)
-    shape = {name: blocks[name] for name in ("H", "C", "BH", "BC")}
     vectors = (asked.query_UQD, grad_U1D, asked.direction_UD, slope_UKH, share_UKH)
-    numbers = (K, asked.projected_VX.stride(0), (X // 3 // H) ** -0.5)
-    R = n_rows(U * K, V)
-    row_RX, of_scale_R = grad_U1D.new_empty(R, X), grad_U1D.new_empty(R, dtype=torch.float32)
-    found, learning = (asked.projected_VX, _factor(asked), row_RX, of_scale_R), _learning(asked)
-    if asked.order is None:
-        choice_rows[(R,)](*vectors, asked.token_UK, *found, *numbers, **shape, **learning, num_warps=1)
-    else:
-        order_C, sorted_C, start_V = asked.order
-        n_chunks = triton.cdiv(U * K, _CHUNK)
-        sum_NX = grad_U1D.new_empty(n_chunks, X, dtype=torch.float32)
-        sizes = {**shape, "BD": learning["BD"], "BN": _AT_ONCE, "CHUNK": _CHUNK, "num_warps": 1}
-        chunk_sums[(n_chunks,)](*vectors, order_C, sorted_C, sum_NX, U * K, K, **sizes)
-        summed_rows[(V,)](
-            *vectors, order_C, start_V, sum_NX, *found, *numbers, **sizes, LEARNS=asked.scale is not None
+    learning, stride, sharpness = _learning(asked), asked.projected_VX.stride(0), (X // 3 // H) ** -0.5
+    new, chunk, sums = grad_U1D.new_empty, _chunk(X // 3), asked.order is not None
+    n_chunks = triton.cdiv(U * K, chunk)
+    # Of tokens that nobody chose nothing is written.
+    row_RX = grad_U1D.new_zeros(V, X) if sums else new(U * K, X)
+    pulled_S, part_N2X = (
+        new(n, dtype=torch.float32) for n in (n_chunks * (1 + sums), n_chunks * 2 * X * sums)
+    )
+    order_C, token_C = asked.order or (asked.token_UK, asked.token_UK)
+    found = (asked.projected_VX, _factor(asked), row_RX, pulled_S)
+    sizes = {**learning, "CHUNK": chunk}
+    choice_rows[(n_chunks,)](
+        *vectors,
+        order_C,
+        token_C,
+        *found,
+        part_N2X,
+        U * K,
+        K,
+        stride,
+        sharpness,
+        H=H,
+        C=X // 3 // H,
+        SUMS=sums,
+        **sizes,
+    )
+    if sums:
+        joined_rows[(n_chunks,)](
+            part_N2X, token_C, *found, U * K, stride, sharpness, D=X // 3, **sizes, num_warps=1
         )
-    return Gradients(query_U1D, row_RX, None if asked.scale is None else of_scale_R)
+    return Gradients(query_U1D, row_RX, None if asked.scale is None else pulled_S)
+
+
+def _chunk(D: int) -> int:
+    """Choices that a program adds up: what its registers hold."""
+    fitting: int = 2**12 // triton.next_power_of_2(D)
+    return max(16, min(_CHUNK, fitting))
 
 
 def n_rows(n_choices: int, n_tokens: int) -> int:
@@ -147,9 +162,13 @@ def n_rows(n_choices: int, n_tokens: int) -> int:
     return min(n_choices, n_tokens)
 
 
-def n_scale_parts(token_UK: Tensor, n_tokens: int, n_queries: int) -> int:
+def n_scale_parts(token_UK: Tensor, n_tokens: int, n_queries: int, dim: int) -> int:
     """Parts that the gradient of the scale comes in."""
-    return len(token_UK) if n_queries > 1 else n_rows(token_UK.numel(), n_tokens)
+    if n_queries > 1:
+        return len(token_UK)
+    n_choices = token_UK.numel()
+    n_chunks: int = triton.cdiv(n_choices, _chunk(dim))
+    return n_chunks * (1 if n_rows(n_choices, n_tokens) == n_choices else 2)
 
 
 def sorted_choices(token_UK: Tensor, n_tokens: int, n_queries: int) -> Order | None:
@@ -157,10 +176,9 @@ def sorted_choices(token_UK: Tensor, n_tokens: int, n_queries: int) -> Order | N
     if n_queries > 1 or n_rows(token_UK.numel(), n_tokens) == token_UK.numel():
         return None
     # A sort takes a pass for each byte.
-    dtype = torch.int16 if n_tokens < 2**15 - 1 else torch.int32
+    dtype = torch.int16 if n_tokens <= 2**15 else torch.int32
     sorted_C, order_C = token_UK.flatten().to(dtype).sort(stable=True)
-    token_V = torch.arange(n_tokens + 1, device=sorted_C.device, dtype=dtype)
-    return Order(order_C, sorted_C, torch.searchsorted(sorted_C, token_V, out_int32=True))
+    return Order(order_C, sorted_C)
 
 
 def products(row_RX: Tensor, table_VW: Tensor, token_R: Tensor) -> tuple[Tensor, Tensor]:
@@ -193,7 +211,10 @@ def _factor(asked: Asked) -> Tensor:
 
 
 def _learning(asked: Asked) -> dict[str, Any]:
-    return {"BD": triton.next_power_of_2(asked.query_UQD.shape[2]), "LEARNS": asked.scale is not None}
+    return {
+        "BD": max(16, triton.next_power_of_2(asked.query_UQD.shape[2])),
+        "LEARNS": asked.scale is not None,
+    }
 
 
 def _pointers(asked: Asked) -> tuple[Tensor, ...]:

@@ -169,7 +169,8 @@ def _by_kernels(
     )
     if scale is not None:
         # Its parts are summed by the step behind, so that what waits for this one need not wait for a sum.
-        scale = scale.float().expand(kernels.n_scale_parts(token_UK, len(projected_VX), query_UQD.shape[1]))
+        n_parts = kernels.n_scale_parts(token_UK, len(projected_VX), *query_UQD.shape[1:])
+        scale = scale.float().expand(n_parts)
     mixed_UQD: Tensor = _Attend.apply(query_UQD, row_RX, scale, asked, made)  # type: ignore[no-untyped-call]
     return mixed_UQD
 

@@ -132,7 +132,7 @@ def test_kernels_give_the_values_and_gradients_of_the_equations(
     size: Size, learns: bool, interpreted: Interpreted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kernels = interpreted("_token_attention_triton")
-    monkeypatch.setattr(kernels, "_CHUNK", 4)
+    monkeypatch.setattr(kernels, "_CHUNK", 16)
     monkeypatch.setattr(kernels, "_TILES", 1)
     inputs = Inputs.drawn(size)
     true = written_out(inputs.to(torch.float64), size.H, learns)
