@@ -26,8 +26,10 @@ _ROWS, _WIDTH, _WARPS = 64, 64, 4
 """Rows of a tile; columns of a tile, but for a norm, which sees whole rows."""
 _WIDEST_NORM, _WIDEST_ADDED = 128, 256
 """Width of x before a norm, and of what is added to a residual, that a tile holds."""
+_X_ROWS, _W_ROWS = 64, 64
+"""After a norm: rows of a tile of programs that take x, and of those that take W."""
 _INPUT_STRIPS, _WEIGHT_STRIPS, _WEIGHT_PROGRAMS = 256, 64, 256
-"""After a norm: programs at most for the rows of x, for those of one tile of W, for all tiles of W."""
+"""Programs at most for the rows of x, for those of one tile of W, for all tiles of W."""
 
 
 class Plan(NamedTuple):
@@ -117,16 +119,16 @@ def normed_gradients(grad_NE: Tensor, x_ND: Tensor, layer: Layer, beside_ND: Ten
     grad_NE, x_ND = grad_NE.contiguous(), x_ND.contiguous()
     beside_ND = None if beside_ND is None else beside_ND.contiguous()
     (N, D), E = x_ND.shape, len(layer.weight_ED)
-    n_tiles, n_e = max(1, triton.cdiv(N, _ROWS)), triton.cdiv(E, layer.tile_e)
-    n_x = min(n_tiles, _INPUT_STRIPS)
-    n_w = min(n_tiles, _WEIGHT_STRIPS, max(1, _WEIGHT_PROGRAMS // n_e))
+    n_e = triton.cdiv(E, layer.tile_e)
+    n_x = min(max(1, triton.cdiv(N, _X_ROWS)), _INPUT_STRIPS)
+    n_w = min(max(1, triton.cdiv(N, _W_ROWS)), _WEIGHT_STRIPS, max(1, _WEIGHT_PROGRAMS // n_e))
     of_x_ND = torch.empty_like(x_ND)
     part = x_ND.new_empty(n_w * (E * D + E) + n_x * 2 * D, dtype=torch.float32)
     beside = x_ND if beside_ND is None else beside_ND
     _normed_gradients[(n_x + n_w * n_e,)](
         grad_NE, x_ND, *layer.norm_D, layer.weight_ED, beside, of_x_ND, part, N, layer.eps, n_x, n_w,
         D, E, beside_ND is not None, _TYPES[layer.dtype],
-        _ROWS, layer.tile_d, layer.tile_e, num_warps=_WARPS,
+        _X_ROWS, _W_ROWS, layer.tile_d, layer.tile_e, num_warps=_WARPS,
     )  # fmt: skip
     of_weight_ED, of_bias_E, of_norm_2D = _sum_up(part, (n_w, n_x), (E, D), 2 * D)
     return Gradients(of_x_ND, of_weight_ED, of_bias_E, (of_norm_2D[:D], of_norm_2D[D:]))
@@ -266,7 +268,7 @@ def _added_gradients(
 def _normed_gradients(
     grad, x, scale, shift, weight, beside, of_x, part, N, eps, n_x, n_w,
     D: tl.constexpr, E: tl.constexpr, HAS_BESIDE: tl.constexpr, TYPE: tl.constexpr,
-    ROWS: tl.constexpr, TILE_D: tl.constexpr, TILE_E: tl.constexpr,
+    X_ROWS: tl.constexpr, W_ROWS: tl.constexpr, TILE_D: tl.constexpr, TILE_E: tl.constexpr,
 ):  # fmt: skip
     n_e = tl.cdiv(E, TILE_E)
     at = tl.program_id(0) - n_x
@@ -275,29 +277,15 @@ def _normed_gradients(
         part += n_w * (E * D + E) + strip * 2 * D
         _of_x(
             grad, x, scale, weight, beside, of_x, part, strip, n_x,
-            N, eps, D, E, HAS_BESIDE, TYPE, ROWS, TILE_D, TILE_E,
+            N, eps, D, E, HAS_BESIDE, TYPE, X_ROWS, TILE_D, TILE_E,
         )  # fmt: skip
     else:
         strip = at // n_e
         part += strip * (E * D + E)
         _of_weight(
-            grad,
-            x,
-            scale,
-            shift,
-            part,
-            strip,
-            n_w,
-            at % n_e * TILE_E,
-            N,
-            eps,
-            D,
-            E,
-            TYPE,
-            ROWS,
-            TILE_D,
-            TILE_E,
-        )
+            grad, x, scale, shift, part, strip, n_w, at % n_e * TILE_E,
+            N, eps, D, E, TYPE, W_ROWS, TILE_D, TILE_E,
+        )  # fmt: skip
 
 
 @triton.jit

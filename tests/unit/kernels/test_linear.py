@@ -45,8 +45,8 @@ def test_kernels_norm_first(
     size: Size, has_beside: bool, interpreted: Interpreted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kernels = interpreted("_linear_triton")
-    monkeypatch.setattr(kernels, "_INPUT_STRIPS", 2)
-    monkeypatch.setattr(kernels, "_WEIGHT_STRIPS", 2)
+    for name, value in {"_INPUT_STRIPS": 2, "_WEIGHT_STRIPS": 2, "_X_ROWS": 32, "_W_ROWS": 16}.items():
+        monkeypatch.setattr(kernels, name, value)
     N, D, E = size.N, size.D, size.E
     x_ND, weight_ED, bias_E = 3 * rounded(N, D) + 1, rounded(E, D), torch.randn(E)
     scale_D, shift_D, grad_NE = torch.randn(D), torch.randn(D), rounded(N, E)
