@@ -153,7 +153,7 @@ def test_the_straight_through_choice_equals_its_equations(estimator: str, k: int
     expert = TokenExpert(table.weight_VW.double(), 8, config).double().eval()
     query_ND = torch.randn(n_queries, 8, dtype=torch.float64, requires_grad=True)
     interest_ND = torch.randn(n_queries, 8, dtype=torch.float64, requires_grad=True)
-    found_N1D, _ = expert(query_ND[:, None], interest_ND, None)
+    found_N1D, _ = expert(query_ND[:, None], interest_ND, None, None)
     rows = zip(query_ND, interest_ND, strict=True)
     expected_ND = torch.stack([expert_by_hand(expert, q, i) for q, i in rows])
     assert_close(found_N1D[:, 0], expected_ND)
@@ -172,7 +172,7 @@ def test_the_releases_single_token_trains_no_filter() -> None:
     torch.manual_seed(0)
     config = MltfrConfig(tables=("a",), k=1, estimator="release")
     expert = TokenExpert(components.table("a").weight_VW, 8, config)
-    out_N1D, _ = expert(torch.randn(4, 1, 8), torch.randn(4, 8), None)
+    out_N1D, _ = expert(torch.randn(4, 1, 8), torch.randn(4, 8), None, None)
     out_N1D.square().sum().backward()
     assert expert.align.weight.grad is not None
     assert expert.align.weight.grad.abs().max() < 1e-7 * expert.attention.value.weight.grad.abs().max()
