@@ -59,7 +59,9 @@ def choose(
     P = n_groups(V, G)
     chosen_MK = torch.empty(M, k, dtype=torch.int64, device=query_MD.device)
     # Where there is no noise, what is given for it is not read.
-    log_3V, n_places, step = (scale, 1, 0) if noise is None else (noise.log_3V, noise.n_places, noise.step)
+    log_3V, n_places, step = (
+        (scale, 1, 0) if noise is None else (noise.log_3V.half(), noise.n_places, noise.step)
+    )
     fixed = {"D": D, "BD": max(16, triton.next_power_of_2(D)), "STEP": step}
     rows = max(1, _CELLS // max(P, G * k))
     for first in range(0, M, rows):
@@ -80,7 +82,7 @@ def choose(
 def drawn_noise(n_tokens: int, device: torch.device) -> Tensor:
     """`log_3V` of a `ShiftedGumbel`, from one draw of torch's generator."""
     seed = draw_seed(device)
-    log_3V = torch.empty(3 * n_tokens, device=device)
+    log_3V = torch.empty(3 * n_tokens, dtype=torch.float16, device=device)
     _draw[(triton.cdiv(n_tokens, 256),)](seed, log_3V, n_tokens, B=256)
     return log_3V
 
@@ -141,21 +143,22 @@ def _maxima(
     m = tl.program_id(1) * BM + tl.arange(0, BM)
     p = tl.program_id(0) * BP + tl.arange(0, BP)
     query_MD = normed_rows(query_ptr, m, m < M, query_stride, D, BD).to(token_ptr.dtype.element_ty)
-    scale, place_M = tl.load(scale_ptr), (first + m) % n_places * STEP
+    scale, place_M, i = tl.load(scale_ptr), (first + m) % n_places * STEP, tl.arange(0, BM)
+    minus_one_MM = tl.where(i[:, None] == i[None, :], -1.0, 0.0).to(tl.float16)
     best_MP = tl.full([BM, BP], float("-inf"), tl.float32)
     second_MP, winner_MP = best_MP, tl.zeros([BM, BP], tl.int32)
     n_full = V // P
     for g in range(n_full):
         score_MP = _scores(
-            query_MD, token_ptr, noise_ptr, place_M, scale, g * P + p, p < P, token_stride, D, BD, STEP
-        )
+            query_MD, minus_one_MM, token_ptr, noise_ptr, place_M, scale, g * P + p, p < P, token_stride, D, BD, STEP
+        )  # fmt: skip
         best_MP, second_MP, winner_MP = _better(best_MP, second_MP, winner_MP, score_MP, g)
     for g in range(n_full, G):
         v = g * P + p
         is_token = (p < P) & (v < V)
         score_MP = _scores(
-            query_MD, token_ptr, noise_ptr, place_M, scale, v, is_token, token_stride, D, BD, STEP
-        )
+            query_MD, minus_one_MM, token_ptr, noise_ptr, place_M, scale, v, is_token, token_stride, D, BD, STEP
+        )  # fmt: skip
         score_MP = tl.where(is_token[None, :], score_MP, float("-inf"))
         best_MP, second_MP, winner_MP = _better(best_MP, second_MP, winner_MP, score_MP, g)
     at_MP, is_there_MP = m[:, None].to(tl.int64) * P + p[None, :], (m < M)[:, None] & (p < P)[None, :]
@@ -174,6 +177,7 @@ def _better(best, second, winner, score, g):
 @triton.jit
 def _scores(
     query_MD,
+    minus_one_MM,
     token_ptr,
     noise_ptr,
     place_M,
@@ -192,19 +196,18 @@ def _scores(
     score_MP = tl.dot(query_MD, token_DP, input_precision="ieee") * scale
     if STEP > 0:
         noise_at_MP = noise_ptr + (place_M[:, None] + v[None, :])
-        if STEP == 1:
-            score_MP -= tl.load(noise_at_MP, is_token[None, :], 0.0)
-        else:
-            # Of long vectors more draws stand behind the last token, so an aligned read need not ask.
-            score_MP -= tl.load(noise_at_MP)
+        # Of long vectors more draws stand behind the last token, so an aligned read need not ask.
+        log_MP = tl.load(noise_at_MP, is_token[None, :], 0.0) if STEP == 1 else tl.load(noise_at_MP)
+        # Added by a product: operands of products are read ahead, and lie where sums do.
+        score_MP = tl.dot(minus_one_MM, log_MP, score_MP)
     return score_MP
 
 
 @triton.jit
 def _draw(seed_ptr, log_ptr, V, B: tl.constexpr):
     v = tl.program_id(0) * B + tl.arange(0, B)
-    # -log of a uniform number is an exponential one.
-    log_V = tl.log(-tl.log(tl.rand(tl.load(seed_ptr), v)))
+    # -log of a uniform number is an exponential one. Below -4 there is nothing to be chosen: no infinity.
+    log_V = tl.minimum(tl.log(-tl.log(tl.rand(tl.load(seed_ptr), v))), 4.0)
     for i in tl.static_range(3):
         tl.store(log_ptr + i * V + v, log_V, v < V)
 

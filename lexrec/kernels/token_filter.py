@@ -48,7 +48,7 @@ class ShiftedGumbel:
         self.n_places = n_tokens // self.step
         """Rows that begin at places of their own; the next ones begin where the first did."""
         self.log_3V = _drawn(n_tokens, device)
-        """Minus the draws, thrice, so that none who reads on has to turn back."""
+        """Minus the draws, thrice, so that none who reads on has to turn back; numbers that fit float16."""
 
     def rows(self, first: int, last: int) -> Tensor:
         """Noise of rows first..last-1, [last - first, V]."""
@@ -70,8 +70,8 @@ def _drawn(n_tokens: int, device: torch.device) -> Tensor:
         from lexrec.kernels import _token_filter_triton
 
         return _token_filter_triton.drawn_noise(n_tokens, device)
-    # float32 always: bf16 has too few bits for the tail that decides a maximum over V.
-    return torch.empty(n_tokens, device=device).exponential_().log_().repeat(3)
+    # bf16 would have too few bits for the tail that decides a maximum over V.
+    return torch.empty(n_tokens, device=device).exponential_().log_().half().float().repeat(3)
 
 
 @torch.no_grad()
