@@ -150,14 +150,16 @@ def _maxima(
     n_full = V // P
     for g in range(n_full):
         score_MP = _scores(
-            query_MD, minus_one_MM, token_ptr, noise_ptr, place_M, scale, g * P + p, p < P, token_stride, D, BD, STEP
+            query_MD, minus_one_MM, token_ptr, noise_ptr, place_M, scale, g * P + p, p < P, token_stride,
+            D, BD, STEP,
         )  # fmt: skip
         best_MP, second_MP, winner_MP = _better(best_MP, second_MP, winner_MP, score_MP, g)
     for g in range(n_full, G):
         v = g * P + p
         is_token = (p < P) & (v < V)
         score_MP = _scores(
-            query_MD, minus_one_MM, token_ptr, noise_ptr, place_M, scale, v, is_token, token_stride, D, BD, STEP
+            query_MD, minus_one_MM, token_ptr, noise_ptr, place_M, scale, v, is_token, token_stride,
+            D, BD, STEP,
         )  # fmt: skip
         score_MP = tl.where(is_token[None, :], score_MP, float("-inf"))
         best_MP, second_MP, winner_MP = _better(best_MP, second_MP, winner_MP, score_MP, g)
