@@ -27,7 +27,8 @@ _ROWS, _WIDTH, _WARPS = 64, 64, 4
 _WIDEST_NORM, _WIDEST_ADDED = 128, 256
 """Width of x before a norm, and of what is added to a residual, that a tile holds."""
 _X_ROWS, _W_ROWS = 64, 64
-"""After a norm: rows of a tile of programs that take x, and of those that take W."""
+"""After a norm: rows of a tile of programs that take x (32 of more than 64 columns), and of those that
+take W."""
 _INPUT_STRIPS, _WEIGHT_STRIPS, _WEIGHT_PROGRAMS = 256, 64, 256
 """Programs at most for the rows of x, for those of one tile of W, for all tiles of W."""
 
@@ -120,7 +121,8 @@ def normed_gradients(grad_NE: Tensor, x_ND: Tensor, layer: Layer, beside_ND: Ten
     beside_ND = None if beside_ND is None else beside_ND.contiguous()
     (N, D), E = x_ND.shape, len(layer.weight_ED)
     n_e = triton.cdiv(E, layer.tile_e)
-    n_x = min(max(1, triton.cdiv(N, _X_ROWS)), _INPUT_STRIPS)
+    x_rows = _X_ROWS if layer.tile_d <= _WIDTH else min(_X_ROWS, 32)
+    n_x = min(max(1, triton.cdiv(N, x_rows)), _INPUT_STRIPS)
     n_w = min(max(1, triton.cdiv(N, _W_ROWS)), _WEIGHT_STRIPS, max(1, _WEIGHT_PROGRAMS // n_e))
     of_x_ND = torch.empty_like(x_ND)
     part = x_ND.new_empty(n_w * (E * D + E) + n_x * 2 * D, dtype=torch.float32)
@@ -128,7 +130,7 @@ def normed_gradients(grad_NE: Tensor, x_ND: Tensor, layer: Layer, beside_ND: Ten
     _normed_gradients[(n_x + n_w * n_e,)](
         grad_NE, x_ND, *layer.norm_D, layer.weight_ED, beside, of_x_ND, part, N, layer.eps, n_x, n_w,
         D, E, beside_ND is not None, _TYPES[layer.dtype],
-        _X_ROWS, _W_ROWS, layer.tile_d, layer.tile_e, num_warps=_WARPS,
+        x_rows, _W_ROWS, layer.tile_d, layer.tile_e, num_warps=_WARPS,
     )  # fmt: skip
     of_weight_ED, of_bias_E, of_norm_2D = _sum_up(part, (n_w, n_x), (E, D), 2 * D)
     return Gradients(of_x_ND, of_weight_ED, of_bias_E, (of_norm_2D[:D], of_norm_2D[D:]))
