@@ -1,6 +1,7 @@
 """IDIOMoE beside its baselines and ablations, all with one budget, on one data set: a table, in Markdown.
 
     python benchmarks/lm_table.py --data data/beauty --out compared/lm --lm smollm2-135m --steps 2000
+    python benchmarks/lm_table.py ... --rates 1e-4,3e-4,1e-3
 
 Every row takes the same number of optimizer steps on batches of the same number of histories, so all see the
 same events; those that read titles see more tokens, and the table says how many. Nothing stops early: the
@@ -8,15 +9,19 @@ best validation along the way is what is tested. Small models need more steps th
 the ID decoder stand there a second time (`_own`) with their recipe's own.
 
 `--rows main` are the systems, `--rows ablations` what is changed in IDIOMoE, `--rows NAME,NAME` some of them.
+With `--rates` each row over a language model runs with seed 1 at each learning rate first; the one that the
+validation events pick is what the other seeds are trained at, and what the table shows.
 The work is done by `lexrec compare`: killed, it goes on with the same command, and its own report, with
 intervals and tests, is in OUT/report.json. `--commands` prints the arms and runs nothing.
 """
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import lexrec
+from lexrec.run_dir import RunDir
 
 TEXT = "[title,category]"
 
@@ -69,23 +74,51 @@ ROWS = MAIN | ABLATIONS
 
 def main() -> int:
     args = _arguments()
-    arms = [arm(name, args) for name in chosen(args.rows)]
+    names = chosen(args.rows)
+    rates = [rate for rate in args.rates.split(",") if rate]
+    arms = [arm(name, args, rate) for rate in rates or [None] for name in names if ROWS[name].has_lm]
+    arms += [arm(name, args) for name in names if not ROWS[name].has_lm]
     if args.commands:
         print(*arms, sep="\n")
         return 0
-    settings = lexrec.CompareConfig(seeds=args.seeds, keep_weights=args.keep_weights)
-    report = lexrec.compare(
+    if len(rates) > 1:
+        _compare(arms, 1, args)
+        arms = [arm(name, args, best_rate(name, rates, Path(args.out))) for name in names]
+    report = _compare(arms, args.seeds, args)
+    print(table(report.arms))
+    print(f"\n{report.verdict}")
+    return 2 if any(found["failed"] for found in report.arms.values()) else 0
+
+
+def _compare(arms: list[str], seeds: int, args: argparse.Namespace) -> Any:
+    return lexrec.compare(
         arms,
         data=args.data,
         out=args.out,
-        settings=settings,
+        settings=lexrec.CompareConfig(seeds=seeds, keep_weights=args.keep_weights),
         device=args.device,
         jobs=args.jobs,
         say=lambda line: print(line, file=sys.stderr, flush=True),
     )
-    print(table(report.arms))
-    print(f"\n{report.verdict}")
-    return 2 if any(found["failed"] for found in report.arms.values()) else 0
+
+
+def best_rate(name: str, rates: list[str], out: Path) -> str | None:
+    """The learning rate at which seed 1 of a row did best on the validation events; None: its recipe's own.
+
+    Raises:
+        SystemExit: none of its runs succeeded.
+    """
+    if not ROWS[name].has_lm:
+        return None
+    runs = {rate: RunDir(out / "arms" / _named(name, rate) / "seed-1") for rate in rates}
+    found = {rate: run.summary["ndcg@10"] for rate, run in runs.items() if run.is_done}
+    if not found:
+        raise SystemExit(f"{name}: no run succeeded at any of {', '.join(rates)}; see {out / 'logs'}")
+    return max(found, key=lambda rate: found[rate])
+
+
+def _named(name: str, rate: str | None) -> str:
+    return name if rate is None else f"{name}-lr{rate}"
 
 
 def chosen(rows: str) -> list[str]:
@@ -98,8 +131,8 @@ def chosen(rows: str) -> list[str]:
     return names
 
 
-def arm(name: str, args: argparse.Namespace) -> str:
-    """The row as an arm of `lexrec compare`, with its share of the budget."""
+def arm(name: str, args: argparse.Namespace, rate: str | None = None) -> str:
+    """The row as an arm of `lexrec compare`, with its share of the budget; `rate` None: its recipe's own."""
     row, n_steps = ROWS[name], args.steps
     changes = [*row.changes, f"model.max_len={args.max_len}"]
     if name == "idiomoe_ids_first":
@@ -113,7 +146,8 @@ def arm(name: str, args: argparse.Namespace) -> str:
     if row.has_lm:
         changes += [f"lm.model={args.lm}", f"lm.dtype={args.dtype}"]
         changes += ["lm.checkpointing=true"] if args.checkpointing else []
-    return f"{name}: {row.recipe} {' '.join(changes)}"
+    changes += [] if rate is None else [f"train.lr={rate}"]
+    return f"{_named(name, rate)}: {row.recipe} {' '.join(changes)}"
 
 
 def table(arms: dict[str, dict[str, Any]]) -> str:
@@ -163,6 +197,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--checkpointing", action="store_true", help="less memory, a third more time")
     parser.add_argument("--steps", type=int, default=2000, help="optimizer steps of each row")
     parser.add_argument("--batch", type=int, default=128, help="histories in a step")
+    parser.add_argument("--rates", default="", help="learning rates to pick from on validation, R,R")
     parser.add_argument("--max-len", type=int, default=50)
     parser.add_argument("--evaluate-every", type=int, default=1, help="epochs between validations")
     parser.add_argument("--seeds", type=int, default=3)

@@ -1,6 +1,8 @@
 """The table of IDIOMoE's ablations: every row is a recipe that exists, with the same budget."""
 
 import argparse
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -58,6 +60,21 @@ def test_rows_are_chosen_by_group_or_by_name() -> None:
     assert set(lm_table.chosen("main")) | set(lm_table.chosen("ablations")) == set(lm_table.chosen("all"))
     with pytest.raises(SystemExit, match="no row mob; known: main, ablations, all, sasrec"):
         lm_table.chosen("mob")
+
+
+def test_a_row_takes_the_rate_that_validation_picks(tmp_path: Path) -> None:
+    for rate, value in (("1e-4", 0.03), ("1e-3", 0.05)):
+        run = tmp_path / "arms" / f"mot-lr{rate}" / "seed-1"
+        run.mkdir(parents=True)
+        (run / "DONE").write_text(json.dumps({"ndcg@10": value}))
+    assert lm_table.best_rate("mot", ["1e-4", "3e-4", "1e-3"], tmp_path) == "1e-3"
+    assert lm_table.best_rate("sasrec", ["1e-4"], tmp_path) is None
+    with pytest.raises(SystemExit, match=r"moa: no run succeeded at any of 1e-4, 1e-3; see .*logs"):
+        lm_table.best_rate("moa", ["1e-4", "1e-3"], tmp_path)
+    config = parse_arm(lm_table.arm("mot", arguments(), "1e-3")).config(1)
+    assert isinstance(config, RunConfig)
+    assert config.train.lr == 1e-3
+    assert parse_arm(lm_table.arm("mot", arguments(), "1e-3")).name == "mot-lr1e-3"
 
 
 def test_the_table_says_what_a_row_cost() -> None:
