@@ -7,6 +7,9 @@ batch, prepares targets, and runs forward, backward and optimizer. The epoch is 
 times for each setting, settings taking turns; ms and positions/s are medians, with the quickest and slowest
 round beside them. Modes: eager, call by call; graph, one CUDA graph a step; compiled, that graph of a
 compiled forward and backward pass (LEXREC_COMPILE=1). Without a GPU there is eager alone.
+
+`--kernels 30` adds what one step is made of: the thirty kernels that take longest, with microseconds and
+launches a step, and the sums over all kernels.
 """
 
 import argparse
@@ -18,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.profiler import ProfilerActivity
 
 from benchmarks.machine import here_and_now
 from lexrec.config import RunConfig, load_recipe
@@ -43,6 +47,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100 if on_gpu else 4)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--kernels", type=int, default=0)
     parser.add_argument("overrides", nargs="*", help="section.key=value")
     args = parser.parse_args()
     if args.threads:
@@ -57,6 +62,8 @@ def main() -> None:
     for _ in range(args.rounds):
         for setting in settings:
             setting.measure()
+    for setting in settings if args.kernels else ():
+        setting.profile(args.kernels)
     here = {**here_and_now(), "threads": torch.get_num_threads()}
     print(json.dumps({**vars(args), **here, "results": [one.result() for one in settings]}))
 
@@ -77,6 +84,7 @@ class Setting:
         self.runner = runner_of(config, full_rows(args.items, args.length, batch * args.steps), device)
         self.ms: list[float] = []
         self.peak_MiB: float | None = None
+        self.kernels: dict[str, Any] = {}
         began = time.monotonic()
         self._epoch()
         self.first_seconds = time.monotonic() - began
@@ -95,6 +103,29 @@ class Setting:
             "positions_per_s": round(self.n_positions / ms * 1000),
             "first_epoch_s": round(self.first_seconds, 2),
             "peak_MiB": self.peak_MiB,
+            **self.kernels,
+        }
+
+    def profile(self, n_kernels: int) -> None:
+        """What an epoch's time goes to: kernels on a GPU, operations without one."""
+        on_gpu = self.device.type == "cuda"
+        activity = ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU
+        with torch.profiler.profile(activities=[activity]) as profiler:
+            self._epoch()
+        found = sorted(
+            (
+                (one.self_device_time_total if on_gpu else one.self_cpu_time_total, one.count, one.key)
+                for one in profiler.key_averages()
+            ),
+            reverse=True,
+        )
+        self.kernels = {
+            "kernels_us": round(sum(us for us, _, _ in found) / self.n_steps, 1),
+            "n_kernels": round(sum(count for _, count, _ in found) / self.n_steps, 1),
+            "kernels": [
+                {"us": round(us / self.n_steps, 2), "n": round(count / self.n_steps, 1), "name": name[:100]}
+                for us, count, name in found[:n_kernels]
+            ],
         }
 
     def _epoch(self) -> None:

@@ -14,7 +14,7 @@ def test_it_prints_one_line_of_json(
         monkeypatch.setenv(variable, "0")  # the benchmark sets them
     monkeypatch.setenv("LEXREC_COMMIT", "abc1234")
     words = "train_step --batch 4,8 --loss ce,bce --mode eager --items 30 --length 6 --steps 2 --rounds 3"
-    monkeypatch.setattr("sys.argv", [*words.split(), "model.dim=8"])
+    monkeypatch.setattr("sys.argv", [*words.split(), "--kernels", "4", "model.dim=8"])
     train_step.main()
     (line,) = capsys.readouterr().out.splitlines()
     found = json.loads(line)
@@ -26,6 +26,10 @@ def test_it_prints_one_line_of_json(
     for result in found["results"]:
         low, high = result["ms_spread"]
         assert 0 < low <= result["ms"] <= high
+        us = [one["us"] for one in result["kernels"]]
+        assert us == sorted(us, reverse=True)
+        assert 0 < sum(us) <= result["kernels_us"] + 0.1
+        assert len(result["kernels"]) == 4 < result["n_kernels"]
         assert result["positions_per_s"] == pytest.approx(result["batch"] * 6 / result["ms"] * 1000, rel=1e-3)
 
 
