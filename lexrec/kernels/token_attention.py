@@ -204,7 +204,8 @@ class _Rows(torch.autograd.Function):
         if token_R is not None:
             of_weight_XW, of_bias_X = kernels.products(row_RX, table_VW, token_R)
         else:
-            of_weight_XW, of_bias_X = _product(row_RX, table_VW), column_sums(row_RX)
+            # The small one first: behind the product, which fills a GPU, nothing should have to wait.
+            of_bias_X, of_weight_XW = column_sums(row_RX), _product(row_RX, table_VW)
         return of_weight_XW.to(ctx.dtypes[0]), of_bias_X.to(ctx.dtypes[1]), None, None
 
 
