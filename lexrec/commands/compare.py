@@ -27,7 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, default=10, help="runs of each arm; 10 (default) for a verdict")
     parser.add_argument("--metric", help="the one metric that is tested (ndcg@10; with --pool hr@1)")
     parser.add_argument(
-        "--pairs", choices=["first", "all"], default="first", help="test all against the first, or every pair"
+        "--pairs",
+        default="first",
+        metavar="first|all|A:B,A:B",
+        help="test all against the first (default), every pair, or B against A in each pair named",
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="key=value", help="for every trained arm"
@@ -78,7 +81,7 @@ def _settings(args: argparse.Namespace) -> "CompareConfig":
         return CompareConfig(
             seeds=args.seeds,
             metric=args.metric or metric,
-            pairs=args.pairs,
+            pairs=args.pairs if args.pairs in ("first", "all") else tuple(args.pairs.split(",")),
             changes=tuple(args.set),
             split=args.split,
             k=tuple(int(k) for k in ks.split(",")),

@@ -70,6 +70,7 @@ def compare(
     dataset = Dataset.load(data)
     users = Users.of(dataset, settings)
     all_arms = [changed(arm, settings.changes) for arm in with_baselines(arms)]
+    settings.family([arm.name for arm in all_arms])  # A pair that is none is found before it costs anything.
     runs = [run for arm in all_arms for run in _runs(arm, folder, settings)]
     _require_same(folder, dataset, runs)
     _require_alike(runs, settings)

@@ -1,6 +1,5 @@
 """From the results of all arms to one object, which `lexrec compare --json` prints."""
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,13 +53,10 @@ def build_report(results: Sequence[ArmResult], users: Users, settings: CompareCo
 
 
 def _family(results: Sequence[ArmResult], settings: CompareConfig) -> list[tuple[ArmResult, ArmResult]]:
-    """The pairs, a before b in the order of the arms; none with an arm that has no run."""
-    pairs = [
-        (a, b)
-        for a, b in itertools.combinations(results, 2)
-        if a.protocol is not None and b.protocol is not None
-    ]
-    return pairs if settings.pairs == "all" else [(a, b) for a, b in pairs if a is results[0]]
+    """The pairs tested; none with an arm that has no run."""
+    by_name = {result.arm.name: result for result in results}
+    pairs = [(by_name[a], by_name[b]) for a, b in settings.family(list(by_name))]
+    return [(a, b) for a, b in pairs if a.protocol is not None and b.protocol is not None]
 
 
 def _arm(result: ArmResult, draws_RM: NDArray[np.float64] | None, settings: CompareConfig) -> dict[str, Any]:

@@ -1,10 +1,13 @@
 """What a comparison is made of, beside its arms."""
 
+import itertools
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field
 
 from lexrec.config import Config
+from lexrec.errors import ConfigError
 from lexrec.evaluation.evaluate import EvaluationConfig
 from lexrec.evaluation.events import Split
 from lexrec.evaluation.metrics import ACCURACY
@@ -24,8 +27,9 @@ class CompareConfig(Config):
     """The one metric that is tested; larger is better."""
     changes: tuple[str, ...] = ()
     """Overrides of every trained arm, such as train.max_epochs=50; an arm's own come after them."""
-    pairs: Literal["first", "all"] = "first"
-    """The family of tests: every arm against the first, or every arm against every other."""
+    pairs: Literal["first", "all"] | tuple[str, ...] = "first"
+    """The family of tests: every arm against the first, every arm against every other, or each "A:B" named, B
+    being held against A."""
     split: Split = "test"
     """The part measured; validation for choosing between settings without touching the test events."""
     k: tuple[int, ...] = Field((5, 10, 20), min_length=1)
@@ -55,6 +59,30 @@ class CompareConfig(Config):
         k = (*self.k, int(self.metric.partition("@")[2]))
         rules = ("seen", "ties", "candidates", "pool", "pool_seed", "sample")
         return EvaluationConfig(k=k, **{rule: getattr(self, rule) for rule in rules})
+
+    def family(self, names: Sequence[str]) -> list[tuple[str, str]]:
+        """The pairs that are tested, the second held against the first.
+
+        Args:
+            names: of the arms, in order.
+
+        Raises:
+            ConfigError: a pair is none, or names an arm that there is not.
+        """
+        if self.pairs == "first":
+            return [(names[0], name) for name in names[1:]]
+        if self.pairs == "all":
+            return list(itertools.combinations(names, 2))
+        found = []
+        for text in self.pairs:
+            a, _, b = text.partition(":")
+            if a == b or not {a, b} <= set(names):
+                raise ConfigError(
+                    f"pairs: {text!r} is no pair of arms; write first, all or A:B, with arms of "
+                    f"{', '.join(names)}"
+                )
+            found.append((a, b))
+        return found
 
     @property
     def metrics(self) -> list[str]:

@@ -19,7 +19,8 @@ def verdict(results: Sequence[ArmResult], pairs: Sequence[dict[str, Any]], setti
     if not protocols:
         return "No run succeeded: there is nothing to compare."
     n_tested = sum(pair["p"] is not None for pair in pairs)
-    family = "every pair" if settings.pairs == "all" else f"every arm against {results[0].arm.name}"
+    families = {"first": f"every arm against {results[0].arm.name}", "all": "every pair"}
+    family = families[settings.pairs] if isinstance(settings.pairs, str) else "those named"
     return "\n".join(
         [
             protocol_line(protocols[0]),

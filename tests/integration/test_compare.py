@@ -208,6 +208,11 @@ def test_epochs_chosen_on_unlike_parts_are_refused_before_anything_is_trained(da
             ["--pool", "2", "--seen", "keep"],
             "pool: its candidates are unseen items; seen=keep has no meaning",
         ),
+        (
+            ["--pairs", "plain:wide,plain:pop"],
+            "pairs: 'plain:pop' is no pair of arms; write first, all or A:B, with arms of plain, wide, item",
+        ),
+        (["--pairs", "every"], "pairs: 'every' is no pair of arms"),
         (["--metric", "auc"], "--metric 'auc': string should match pattern"),
         (["--set", "train.dept=3"], "train: unknown key 'dept'; known: "),
         (["--set", "seed"], "override 'seed' is not of the form key.path=value"),

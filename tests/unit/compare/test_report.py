@@ -120,6 +120,9 @@ def test_the_family_is_stated():
     assert len(every.pairs) == 6
     assert every.pairs[-1]["p"] is None  # Two counts: nothing varies.
     assert "Holm over 5 pairs (every pair)" in every.verdict
+    named = build_report(arms, USERS, CompareConfig(k=(10,), draws=100, pairs=("b:a", "b:m")))
+    assert [(pair["a"], pair["b"]) for pair in named.pairs] == [("b", "a"), ("b", "m")]
+    assert "Holm over 2 pairs (those named)" in named.verdict
 
 
 def test_unlike_protocols_are_refused():
