@@ -126,12 +126,15 @@ def test_scores_that_are_no_numbers_choose_no_token_beyond_the_end(interpreted: 
         assert ((token_MK >= 0) & (token_MK < 101)).all()
 
 
-def test_equal_scores_choose_different_tokens(interpreted: Interpreted) -> None:
-    token_VD = torch.ones(200, 16)
+@pytest.mark.parametrize(("v", "k"), [(200, 20), (4000, 40)])
+def test_equal_scores_choose_different_tokens(v: int, k: int, interpreted: Interpreted) -> None:
+    """Then every group has more than one of the best tokens, however many candidates that makes."""
+    token_VD = torch.ones(v, 16)
     token_MK = interpreted("_token_filter_triton").choose(
-        torch.ones(2, 16), token_VD, 20, torch.tensor(1.0), None
+        torch.ones(2, 16), token_VD, k, torch.tensor(1.0), None
     )
-    assert all(len(set(row)) == 20 for row in token_MK.tolist())
+    assert all(len(set(row)) == k for row in token_MK.tolist())
+    assert ((token_MK >= 0) & (token_MK < v)).all()
 
 
 @pytest.mark.parametrize(("v", "k"), [(1, 1), (7, 7), (32000, 64), (32000, 1), (262144, 50), (100, 60)])
