@@ -51,6 +51,21 @@ def test_packed_equals_each_alone_as_the_family_itself_reads_it(family: str, lon
 
 
 @families
+@pytest.mark.parametrize("lengths", [LENGTHS, (30, 160, 7, 159, 101)])
+def test_gradients_are_those_of_each_alone(family: str, lengths: Sequence[int]) -> None:
+    lm, parts = load(family), [part.requires_grad_() for part in histories(lengths)]
+    x_1NW, *facts = one_row(parts)
+    assert max(lengths) < x_1NW.shape[1] // 2, "in blocks"
+    asked_NW = torch.randn(sum(lengths), WIDTH, generator=torch.Generator().manual_seed(1))
+    together_1NW = lm.decode(x_1NW, packed(*facts, max(lengths), Reach(None, lm.window)))
+    together = torch.autograd.grad((together_1NW[0, : len(asked_NW)] * asked_NW).sum(), parts)
+    alone_NW = torch.cat([lm.decoder(inputs_embeds=part[None], use_cache=False)[0][0] for part in parts])
+    alone = torch.autograd.grad((alone_NW * asked_NW).sum(), parts)
+    for ours, theirs in zip(together, alone, strict=True):
+        assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
+
+
+@families
 @torch.no_grad()
 def test_long_histories_are_cut_into_parts_and_read_alike(family: str) -> None:
     lm, parts = load(family), histories((30, 160, 7, 159, 101))
@@ -141,6 +156,11 @@ def test_each_token_passes_its_own_expert_once() -> None:
     y_1NW = route.apply(x_1NW, expert("item", -1), expert("text", 1))
     assert asked == {"item": [0.0, 3.0, 6.0], "text": [1.0, 2.0, 4.0, 5.0, 7.0, 8.0]}
     assert y_1NW.flatten().tolist() == [0, 1, 2, -3, 4, 5, -6, 7, 8]
+    x_1NW.requires_grad_()
+    wanted_1NW = torch.arange(1.0, 10)[None, :, None]
+    y_1NW = route.apply(x_1NW, expert("item", -1), expert("text", 1))
+    (slope_1NW,) = torch.autograd.grad((y_1NW * wanted_1NW).sum(), x_1NW)
+    assert slope_1NW.flatten().tolist() == [-1, 2, 3, -4, 5, 6, -7, 8, 9]
 
 
 def test_without_texts_the_text_expert_is_not_run() -> None:
