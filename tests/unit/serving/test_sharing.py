@@ -1,6 +1,7 @@
 """Cores that share the work of real models change nothing but the time it takes."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TypeVar
 
@@ -99,3 +100,23 @@ def test_each_core_gets_as_much_work_as_the_others_and_every_history_once(
     work = [(length_B[part] + scorer_ranker._LIST_COST).sum() for part in parts]
     assert max(work) < 1.1 * min(work)
     assert [len(part) for part in little] == [20]
+
+
+def test_requests_at_the_same_time_change_neither_each_other_nor_the_number_of_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(scorer_ranker, "_ALONE", 30 * N_ITEMS)
+    ranker, before = ScorerRanker(ModelScorer(build("sasrec", "mltfr"))), torch.get_num_threads()
+    torch.set_num_threads(2)
+    wanted = ranker.rank(HISTORIES, 5, HISTORIES)
+
+    def ask(i: int) -> bool:
+        # Some of them large enough to be shared, some not.
+        few = HISTORIES[:20] if i % 2 else HISTORIES
+        found = ranker.rank(few, 5, few)
+        return bool((found.item_BK == wanted.item_BK[: len(few)]).all())
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(ask, range(24)))
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(before)
