@@ -28,7 +28,7 @@ from lexrec.config import RunConfig, load_recipe
 from lexrec.data.dataset import Dataset
 from lexrec.data.windows import Epoch, Samples, Windows
 from lexrec.item_encoders.base import Catalogue
-from lexrec.models import build_model
+from lexrec.models import build_model, model_width
 from lexrec.registry import load
 from lexrec.training.optimizer import build_optimizer
 from lexrec.training.runner import COMPILE, EAGER, Runner, Update, build_runner
@@ -150,7 +150,7 @@ def full_rows(n_items: int, length: int, n_users: int) -> Dataset:
 def runner_of(config: RunConfig, dataset: Dataset, device: torch.device) -> Runner:
     """What the trainer builds, without a run directory."""
     torch.manual_seed(0)
-    catalogue = Catalogue(dataset.n_items, config.model.dim)  # type: ignore[attr-defined]
+    catalogue = Catalogue(dataset.n_items, model_width(config))
     objective = load("objectives", config.objective.name)  # type: ignore[attr-defined]
     step = Step(build_model(config, catalogue), objective(config.objective, dataset.n_items)).to(device)
     step.train()
