@@ -30,11 +30,16 @@ from lexrec.kernels._table_rows_triton import (
     parts_summed,
     row_products,
 )
+from lexrec.kernels._token_sums_triton import chunk_sums, summed_rows
 
 _PROGRAMS = 132
 """As many as an H100 has multiprocessors."""
 _CHUNK = 32
 """Choices that a program adds up by token."""
+_MANY = 4
+"""Choices a token from which on a program a token is quicker: of 1.6 it took twice as long, of 12.8 half."""
+_WHOLE = 64
+"""Choices of one token that such a program adds up at most before others help."""
 _TILES = 8
 """Tiles of rows that a part of a product has at least."""
 
@@ -46,6 +51,8 @@ class Order(NamedTuple):
     """Their numbers, those of a token in order."""
     sorted_C: Tensor
     """The token of each of them."""
+    start_V: Tensor | None
+    """Where tokens were chosen many times: where those of each begin, and behind them all where they end."""
 
 
 class Asked(NamedTuple):
@@ -111,22 +118,50 @@ def backward(asked: Asked, grad_UQD: Tensor) -> Gradients:
 
 
 def _backward_of_one(asked: Asked, grad_U1D: Tensor) -> Gradients:
-    (U, K), H, (V, X) = asked.token_UK.shape, asked.n_heads, asked.projected_VX.shape
+    (U, K), H = asked.token_UK.shape, asked.n_heads
     query_U1D = torch.empty_like(asked.query_UQD)
     slope_UKH = grad_U1D.new_empty(U, K, H, dtype=torch.float32)
     share_UKH = torch.empty_like(slope_UKH)
     given, blocks = (*_pointers(asked), grad_U1D, query_U1D, slope_UKH, share_UKH), _blocks(asked)
     one_query_backward[(U,)](*given, *_numbers(asked), **blocks)
     vectors = (asked.query_UQD, grad_U1D, asked.direction_UD, slope_UKH, share_UKH)
+    of_rows = _rows_of_chunks if asked.order is None or asked.order.start_V is None else _rows_of_tokens
+    row_RX, pulled_S = of_rows(asked, vectors)
+    return Gradients(query_U1D, row_RX, None if asked.scale is None else pulled_S)
+
+
+def _rows_of_tokens(asked: Asked, vectors: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+    """A program a token."""
+    assert asked.order is not None
+    order_C, sorted_C, start_V = asked.order
+    (V, X), (U, K) = asked.projected_VX.shape, asked.token_UK.shape
+    blocks, stride = _blocks(asked), asked.projected_VX.stride(0)
+    new, n_chunks = vectors[0].new_empty, triton.cdiv(U * K, _WHOLE)
+    row_VX, pulled_V = new(V, X), new(V, dtype=torch.float32)
+    sum_NX = new(n_chunks, X, dtype=torch.float32)
+    learning, shape = _learning(asked), {name: blocks[name] for name in ("H", "C", "BH", "BC")}
+    sizes = {**shape, "BD": learning["BD"], "BN": 4, "CHUNK": _WHOLE, "num_warps": 1}
+    chunk_sums[(n_chunks,)](*vectors, order_C, sorted_C, sum_NX, U * K, K, **sizes)
+    found = (asked.projected_VX, _factor(asked), row_VX, pulled_V)
+    numbers = (K, stride, (X // 3 // asked.n_heads) ** -0.5)
+    summed_rows[(V,)](
+        *vectors, order_C, start_V, sum_NX, *found, *numbers, **sizes, LEARNS=learning["LEARNS"]
+    )
+    return row_VX, pulled_V
+
+
+def _rows_of_chunks(asked: Asked, vectors: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+    """A program a chunk of choices, whose rows are added up by token if they are sorted."""
+    (V, X), (U, K), H = asked.projected_VX.shape, asked.token_UK.shape, asked.n_heads
     learning, stride, sharpness = _learning(asked), asked.projected_VX.stride(0), (X // 3 // H) ** -0.5
-    new, chunk, sums = grad_U1D.new_empty, _chunk(X // 3), asked.order is not None
+    new, chunk, sums = vectors[0].new_empty, _chunk(X // 3), asked.order is not None
     n_chunks = triton.cdiv(U * K, chunk)
     # Of tokens that nobody chose nothing is written.
-    row_RX = grad_U1D.new_zeros(V, X) if sums else new(U * K, X)
+    row_RX = vectors[0].new_zeros(V, X) if sums else new(U * K, X)
     pulled_S, part_N2X = (
         new(n, dtype=torch.float32) for n in (n_chunks * (1 + sums), n_chunks * 2 * X * sums)
     )
-    order_C, token_C = asked.order or (asked.token_UK, asked.token_UK)
+    order_C, token_C = (asked.token_UK, asked.token_UK) if asked.order is None else asked.order[:2]
     found = (asked.projected_VX, _factor(asked), row_RX, pulled_S)
     sizes = {**learning, "CHUNK": chunk}
     choice_rows[(n_chunks,)](
@@ -148,7 +183,7 @@ def _backward_of_one(asked: Asked, grad_U1D: Tensor) -> Gradients:
         joined_rows[(n_chunks,)](
             part_N2X, token_C, *found, U * K, stride, sharpness, D=X // 3, **sizes, num_warps=1
         )
-    return Gradients(query_U1D, row_RX, None if asked.scale is None else pulled_S)
+    return row_RX, pulled_S
 
 
 def _chunk(D: int) -> int:
@@ -167,6 +202,8 @@ def n_scale_parts(token_UK: Tensor, n_tokens: int, n_queries: int, dim: int) -> 
     if n_queries > 1:
         return len(token_UK)
     n_choices = token_UK.numel()
+    if n_choices > _MANY * n_tokens:
+        return n_tokens
     n_chunks: int = triton.cdiv(n_choices, _chunk(dim))
     return n_chunks * (1 if n_rows(n_choices, n_tokens) == n_choices else 2)
 
@@ -176,9 +213,12 @@ def sorted_choices(token_UK: Tensor, n_tokens: int, n_queries: int) -> Order | N
     if n_queries > 1 or n_rows(token_UK.numel(), n_tokens) == token_UK.numel():
         return None
     # A sort takes a pass for each byte.
-    dtype = torch.int16 if n_tokens <= 2**15 else torch.int32
+    dtype = torch.int16 if n_tokens < 2**15 - 1 else torch.int32
     sorted_C, order_C = token_UK.flatten().to(dtype).sort(stable=True)
-    return Order(order_C, sorted_C)
+    if token_UK.numel() <= _MANY * n_tokens:
+        return Order(order_C, sorted_C, None)
+    token_V = torch.arange(n_tokens + 1, device=sorted_C.device, dtype=dtype)
+    return Order(order_C, sorted_C, torch.searchsorted(sorted_C, token_V, out_int32=True))
 
 
 def products(row_RX: Tensor, table_VW: Tensor, token_R: Tensor) -> tuple[Tensor, Tensor]:

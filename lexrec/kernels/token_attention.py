@@ -237,6 +237,7 @@ class _Attend(torch.autograd.Function):
             here = torch.cuda.current_stream(grad_UQD.device)
             here.wait_event(ctx.made)
             for tensor in (asked.direction_UD, *(asked.order or ())):
-                tensor.record_stream(here)
+                if tensor is not None:
+                    tensor.record_stream(here)
         found = kernels.backward(asked, grad_UQD.contiguous().to(asked.query_UQD.dtype))
         return *found, None, None

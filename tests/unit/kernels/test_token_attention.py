@@ -126,13 +126,17 @@ def test_plain_arithmetic_is_that_of_the_equations(size: Size, learns: bool) -> 
     assert_near(inputs.run(size.H, learns, by_kernels=False), true, 1e-5)
 
 
+@pytest.mark.parametrize("many", [1, 99])
 @pytest.mark.parametrize("learns", [True, False])
 @pytest.mark.parametrize("size", SIZES)
 def test_kernels_give_the_values_and_gradients_of_the_equations(
-    size: Size, learns: bool, interpreted: Interpreted, monkeypatch: pytest.MonkeyPatch
+    size: Size, learns: bool, many: int, interpreted: Interpreted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Added up by token, a program a token and a program a chunk."""
     kernels = interpreted("_token_attention_triton")
     monkeypatch.setattr(kernels, "_CHUNK", 16)
+    monkeypatch.setattr(kernels, "_WHOLE", 4)
+    monkeypatch.setattr(kernels, "_MANY", many)
     monkeypatch.setattr(kernels, "_TILES", 1)
     inputs = Inputs.drawn(size)
     true = written_out(inputs.to(torch.float64), size.H, learns)
