@@ -234,60 +234,21 @@ def row_products(
     R_part,
     W,
     table_stride,
-    D: tl.constexpr,
-    BD: tl.constexpr,
+    X: tl.constexpr,
+    BX: tl.constexpr,
     BR: tl.constexpr,
     BW: tl.constexpr,
 ):
-    """Parts of row^T table[token] and, by the last column of programs, of the sum of rows, [S, 3D * W + 3D].
-
-    Chosen rows of the table are read once, and copied nowhere.
-    """
-    part, d = tl.program_id(1), tl.arange(0, BD)
-    first, last = part * R_part, tl.minimum(part * R_part + R_part, R)
-    product_ptr += part.to(tl.int64) * (3 * D * (W + 1))
-    if tl.program_id(0) < tl.num_programs(0) - 1:
-        w = tl.program_id(0) * BW + tl.arange(0, BW)
-        of_aligned_DW, of_key_DW = tl.zeros([BD, BW], tl.float32), tl.zeros([BD, BW], tl.float32)
-        of_value_DW = tl.zeros([BD, BW], tl.float32)
-        for start in range(first, last, BR):
-            r = start + tl.arange(0, BR)
-            token_R = tl.load(token_ptr + r, r < R, 0)
-            at_RW = token_R[:, None] * table_stride + w[None, :]
-            table_RW = tl.load(table_ptr + at_RW, (r < R)[:, None] & (w < W)[None, :], 0.0)
-            of_aligned_DW = _added_product(of_aligned_DW, row_ptr, r, R, table_RW, D, BD)
-            of_key_DW = _added_product(of_key_DW, row_ptr + D, r, R, table_RW, D, BD)
-            of_value_DW = _added_product(of_value_DW, row_ptr + 2 * D, r, R, table_RW, D, BD)
-        at_DW, is_there_DW = d[:, None] * W + w[None, :], (d < D)[:, None] & (w < W)[None, :]
-        tl.store(product_ptr + at_DW, of_aligned_DW, is_there_DW)
-        tl.store(product_ptr + D * W + at_DW, of_key_DW, is_there_DW)
-        tl.store(product_ptr + 2 * D * W + at_DW, of_value_DW, is_there_DW)
-    else:
-        for i in tl.static_range(3):
-            sum_D = tl.zeros([BD], tl.float32)
-            for start in range(first, last, BR):
-                row_DR = _rows_across(row_ptr + i * D, start + tl.arange(0, BR), R, D, BD)
-                sum_D += tl.sum(row_DR.to(tl.float32), 1)
-            tl.store(product_ptr + 3 * D * W + i * D + d, sum_D, d < D)
-
-
-@triton.jit
-def _added_product(sum_DW, row_ptr, r, R, table_RW, D: tl.constexpr, BD: tl.constexpr):
-    return tl.dot(_rows_across(row_ptr, r, R, D, BD), table_RW, sum_DW, input_precision="ieee")
-
-
-@triton.jit
-def _rows_across(row_ptr, r, R, D: tl.constexpr, BD: tl.constexpr):
-    """A third of each row, [D, R]."""
-    d = tl.arange(0, BD)
-    return tl.load(row_ptr + r[None, :] * (3 * D) + d[:, None], (r < R)[None, :] & (d < D)[:, None], 0.0)
-
-
-@triton.jit
-def parts_summed(part_ptr, sum_ptr, S, N, BN: tl.constexpr):
-    """The sum over S parts of N numbers each, in order."""
-    n = tl.program_id(0) * BN + tl.arange(0, BN)
-    sum_N = tl.zeros([BN], tl.float32)
-    for s in range(S):
-        sum_N += tl.load(part_ptr + s * N + n, n < N, 0.0)
-    tl.store(sum_ptr + n, sum_N, n < N)
+    """Part of row^T table[token], [S, X, W]: chosen rows of the table are read once, and copied nowhere."""
+    part, w = tl.program_id(1), tl.program_id(0) * BW + tl.arange(0, BW)
+    x = tl.arange(0, BX)
+    product_XW = tl.zeros([BX, BW], tl.float32)
+    for first in range(part * R_part, min(part * R_part + R_part, R), BR):
+        r = first + tl.arange(0, BR)
+        token_R = tl.load(token_ptr + r, r < R, 0)
+        row_RX = tl.load(row_ptr + r[:, None] * X + x[None, :], (r < R)[:, None] & (x < X)[None, :], 0.0)
+        at_RW = token_R[:, None] * table_stride + w[None, :]
+        table_RW = tl.load(table_ptr + at_RW, (r < R)[:, None] & (w < W)[None, :], 0.0)
+        product_XW += tl.dot(tl.trans(row_RX), table_RW, input_precision="ieee")
+    at_XW = (part * X + x)[:, None] * W + w[None, :]
+    tl.store(product_ptr + at_XW, product_XW, (x < X)[:, None] & (w < W)[None, :])

@@ -27,7 +27,6 @@ from lexrec.kernels._table_rows_triton import (
     aligned_rows,
     choice_rows,
     joined_rows,
-    parts_summed,
     row_products,
 )
 from lexrec.kernels._token_sums_triton import chunk_sums, summed_rows
@@ -40,8 +39,6 @@ _MANY = 4
 """Choices a token from which on a program a token is quicker: of 1.6 it took twice as long, of 12.8 half."""
 _WHOLE = 64
 """Choices of one token that such a program adds up at most before others help."""
-_TILES = 8
-"""Tiles of rows that a part of a product has at least."""
 
 
 class Order(NamedTuple):
@@ -221,28 +218,18 @@ def sorted_choices(token_UK: Tensor, n_tokens: int, n_queries: int) -> Order | N
     return Order(order_C, sorted_C, torch.searchsorted(sorted_C, token_V, out_int32=True))
 
 
-def products(row_RX: Tensor, table_VW: Tensor, token_R: Tensor) -> tuple[Tensor, Tensor]:
-    """row_RX^T table_VW[token_R], [X, W], without a copy of rows, and the sum of rows; float32."""
+def products(row_RX: Tensor, table_VW: Tensor, token_R: Tensor) -> Tensor:
+    """row_RX^T table_VW[token_R], [X, W], without a copy of the table's rows."""
     (R, X), W = row_RX.shape, table_VW.shape[1]
-    tile = _product_tile(X // 3, row_RX.element_size())
-    n_columns = triton.cdiv(W, tile["BW"])
-    n_parts = max(1, min(_PROGRAMS // n_columns, triton.cdiv(R, _TILES * tile["BR"])))
-    R_part = triton.cdiv(R, n_parts * tile["BR"]) * tile["BR"]
-    part_SN = torch.empty(n_parts, X * (W + 1), dtype=torch.float32, device=row_RX.device)
-    row_products[(n_columns + 1, n_parts)](
-        row_RX, table_VW, token_R, part_SN, R, R_part, W, table_VW.stride(0), D=X // 3, **tile
+    BW, BR = 64, 64
+    n_parts = max(1, min(triton.cdiv(_PROGRAMS, triton.cdiv(W, BW)), triton.cdiv(R, 4 * BR)))
+    R_part = triton.cdiv(R, n_parts * BR) * BR
+    product_SXW = torch.empty(n_parts, X, W, dtype=torch.float32, device=row_RX.device)
+    sizes = {"X": X, "BX": max(16, triton.next_power_of_2(X)), "BR": BR, "BW": BW, "num_warps": 8}
+    row_products[(triton.cdiv(W, BW), n_parts)](
+        row_RX, table_VW, token_R, product_SXW, R, R_part, W, table_VW.stride(0), **sizes
     )
-    sum_N = part_SN[0]
-    if n_parts > 1:
-        sum_N = torch.empty_like(sum_N)
-        parts_summed[(triton.cdiv(len(sum_N), 1024),)](part_SN, sum_N, n_parts, len(sum_N), BN=1024)
-    return sum_N[: X * W].view(X, W), sum_N[X * W :]
-
-
-def _product_tile(D: int, n_bytes: int) -> dict[str, int]:
-    BD = max(16, triton.next_power_of_2(D))
-    # Three sums of BD x BW numbers stay in the registers of a program.
-    return {"BD": BD, "BW": max(16, min(128, 2**13 // BD)), "BR": 64 if n_bytes == 2 else 32, "num_warps": 8}
+    return product_SXW.sum(0)
 
 
 def _factor(asked: Asked) -> Tensor:

@@ -201,11 +201,12 @@ class _Rows(torch.autograd.Function):
         from lexrec.kernels._dense_triton import column_sums
 
         table_VW, token_R = ctx.table_VW.to(row_RX.dtype), ctx.token_R
+        # The small one first: behind the product, which fills a GPU, nothing should have to wait.
+        of_bias_X = column_sums(row_RX)
         if token_R is not None:
-            of_weight_XW, of_bias_X = kernels.products(row_RX, table_VW, token_R)
+            of_weight_XW = kernels.products(row_RX, table_VW, token_R)
         else:
-            # The small one first: behind the product, which fills a GPU, nothing should have to wait.
-            of_bias_X, of_weight_XW = column_sums(row_RX), _product(row_RX, table_VW)
+            of_weight_XW = _product(row_RX, table_VW)
         return of_weight_XW.to(ctx.dtypes[0]), of_bias_X.to(ctx.dtypes[1]), None, None
 
 

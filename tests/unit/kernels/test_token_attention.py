@@ -137,7 +137,6 @@ def test_kernels_give_the_values_and_gradients_of_the_equations(
     monkeypatch.setattr(kernels, "_CHUNK", 16)
     monkeypatch.setattr(kernels, "_WHOLE", 4)
     monkeypatch.setattr(kernels, "_MANY", many)
-    monkeypatch.setattr(kernels, "_TILES", 1)
     inputs = Inputs.drawn(size)
     true = written_out(inputs.to(torch.float64), size.H, learns)
     assert_near(inputs.run(size.H, learns, by_kernels=True), true, 1e-5)
