@@ -17,6 +17,6 @@ def test_auto_takes_a_gpu_only_with_triton(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_gpu_without_triton_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "empty", lambda *_, **__: None)
     monkeypatch.setattr(device, "_has_triton", lambda: False)
-    with pytest.raises(ConfigError, match="device 'cuda:0' needs Triton, .*; install it, or use cpu"):
+    with pytest.raises(ConfigError, match=r"device 'cuda:0' needs Triton, .*; install it, or use cpu"):
         device.choose_device("cuda:0")
     assert device.choose_device("cpu") == torch.device("cpu")
