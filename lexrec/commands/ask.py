@@ -4,7 +4,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
-from lexrec.errors import DataError
+from lexrec.commands import _lists
 
 if TYPE_CHECKING:
     from lexrec.serving.ask import Reason
@@ -17,34 +17,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a finished run of recipe idiomoe_ask or the like")
     parser.add_argument("question", metavar="TEXT", help="what is wanted, in words")
     parser.add_argument("--history", metavar="ID,ID", default="", help="item ids, oldest first")
-    parser.add_argument("-k", type=int, default=10, help="items to recommend (10)")
     parser.add_argument("--why", action="store_true", help="also let the model say why, in words")
-    parser.add_argument("--keep-seen", action="store_true", help="also recommend items of the history")
-    parser.add_argument("--allow", metavar="FILE|ID,ID", help="only these items; a file has one id a line")
-    parser.add_argument("--deny", metavar="FILE|ID,ID", help="none of these items")
-    parser.add_argument(
-        "--new-items",
-        metavar="FILE",
-        help="Parquet with item_id and title (and category ...) of items that came after training",
-    )
-    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:N or auto")
-    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    _lists.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Ask and print."""
-    if args.k < 1:
-        raise DataError(f"-k is at least 1, got {args.k}")
+    _lists.check(args)
     from lexrec.commands._print import note_gaps, print_table, recommended
-    from lexrec.serving.recommender import Recommender
-    from lexrec.serving.typed import typed_ids, typed_list
+    from lexrec.serving.typed import typed_ids
 
-    recommender = Recommender.load(args.run, device=args.device)
-    if args.new_items is not None:
-        recommender = recommender.with_new_items(args.new_items)
-    items = recommender.items
-    allow, deny = (None if text is None else typed_list(text, items) for text in (args.allow, args.deny))
-    history = typed_ids(args.history, items)
+    recommender, allow, deny = _lists.load(args)
+    history = typed_ids(args.history, recommender.items)
     found = recommender.ask(history, args.question, args.k, keep_seen=args.keep_seen, allow=allow, deny=deny)
     ids, scores, titles = found.item_ids[0], found.scores[0], recommender.titles(found.item_ids[0])
     # Of an item that came after training the model has nothing to say.

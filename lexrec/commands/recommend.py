@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from lexrec.commands import _lists
 from lexrec.errors import DataError
 
 if TYPE_CHECKING:
@@ -21,38 +22,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--user", metavar="ID", help="a user of the data set; all their events count")
     parser.add_argument("--histories", metavar="FILE", help="Parquet with user_id and history")
     parser.add_argument("--out", metavar="FILE", help="Parquet to write, for --histories")
-    parser.add_argument("-k", type=int, default=10, help="items to recommend (10)")
-    parser.add_argument("--keep-seen", action="store_true", help="also recommend items of the history")
-    parser.add_argument("--allow", metavar="FILE|ID,ID", help="only these items; a file has one id a line")
-    parser.add_argument("--deny", metavar="FILE|ID,ID", help="none of these items")
-    parser.add_argument(
-        "--new-items",
-        metavar="FILE",
-        help="Parquet with item_id and title (and category ...) of items that came after training",
-    )
-    parser.add_argument("--data", metavar="DIR", help="its data set, where that was moved since training")
-    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:N or auto")
-    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    _lists.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Recommend and print, or write a file."""
     _check(args)
-    from lexrec.serving.recommender import Recommender
-    from lexrec.serving.typed import typed_ids, typed_list
+    from lexrec.serving.typed import typed_ids
 
-    recommender = Recommender.load(args.run, device=args.device, data=args.data)
-    if args.new_items is not None:
-        recommender = recommender.with_new_items(args.new_items)
-    items = recommender.items
-    allow, deny = (None if text is None else typed_list(text, items) for text in (args.allow, args.deny))
+    recommender, allow, deny = _lists.load(args)
     if args.histories is not None:
         return _file(args, recommender, allow, deny)
     if args.user is not None:
         user = recommender.dataset.users.parse(args.user)
         found = recommender.recommend_users([user], args.k, keep_seen=args.keep_seen, allow=allow, deny=deny)
     else:
-        history = typed_ids(args.history, items)
+        history = typed_ids(args.history, recommender.items)
         found = recommender.recommend([history], args.k, keep_seen=args.keep_seen, allow=allow, deny=deny)
     print(json.dumps(_tree(found))) if args.json else _print(found, recommender)
     return 0
@@ -65,8 +50,7 @@ def _check(args: argparse.Namespace) -> None:
         raise DataError(f"give one of --history, --user and --histories; got {got}")
     if (args.histories is None) != (args.out is None):
         raise DataError("--histories FILE and --out FILE belong together")
-    if args.k < 1:
-        raise DataError(f"-k is at least 1, got {args.k}")
+    _lists.check(args)
 
 
 def _file(
