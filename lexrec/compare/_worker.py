@@ -31,6 +31,11 @@ def serve(work: Callable[[dict[str, Any]], None]) -> int:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # As `lexrec` itself does: a component `module:Class` may lie where the command is run.
     sys.path.append(str(Path.cwd()))
+    if str(task.get("device", "")).startswith("cuda:"):
+        import torch
+
+        # Else the process also takes up memory on the first GPU, which belongs to others.
+        torch.cuda.set_device(task["device"])
     try:
         work(task)
     except LexrecError as error:

@@ -5,6 +5,7 @@ Dimension key: N events, T batches of an epoch, B rows, W window length, w: of o
 
 # mypy: disable-error-code="untyped-decorator, no-untyped-def, no-untyped-call, import-untyped"
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -20,11 +21,13 @@ def cut(
     item_BW = span_3TB.new_empty(B, length)
     time_BW = None if time_N is None else time_N.new_empty(B, length)
     length_B, user_B = span_3TB.new_empty(B), span_3TB.new_empty(B)
-    _cut[(B,)](
-        item_N, item_N if time_N is None else time_N, span_3TB, at_1,
-        item_BW, item_BW if time_BW is None else time_BW, length_B, user_B,
-        T * B, length, time_N is not None, triton.next_power_of_2(length),
-    )  # fmt: skip
+    # Triton launches on the current GPU, wherever its tensors are.
+    with torch.cuda.device_of(item_N):
+        _cut[(B,)](
+            item_N, item_N if time_N is None else time_N, span_3TB, at_1,
+            item_BW, item_BW if time_BW is None else time_BW, length_B, user_B,
+            T * B, length, time_N is not None, triton.next_power_of_2(length),
+        )  # fmt: skip
     return Batch(item_BW, length_B, user_B, time_BW, capacity=capacity)
 
 

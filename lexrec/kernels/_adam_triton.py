@@ -15,6 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lexrec.kernels._jit import kernel
+
 _TILE = 1024
 
 
@@ -38,7 +40,7 @@ def step(weight: Tensor, grad: Tensor, mean: Tensor, square: Tensor, count: Tens
     )  # fmt: skip
 
 
-@triton.jit
+@kernel
 def _step(
     weight, grad, mean, square, count, lr, N, beta1, beta2, log_beta1, log_beta2, weight_decay, eps,
     TILE: tl.constexpr,

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lexrec.kernels._dropout_triton import draw_seed, drop_below, hashed
+from lexrec.kernels._jit import kernel
 from lexrec.kernels.attention import PackedRows
 
 _LOG2E = tl.constexpr(1.4426950408889634)
@@ -131,7 +132,7 @@ def _tile_of(longest: int, width: int) -> tuple[int, int]:
     return max(16, triton.next_power_of_2(longest)), max(16, triton.next_power_of_2(width))
 
 
-@triton.jit
+@kernel
 def _weights(
     query_ik, key_jk, i, length, seed, row_head, scale, threshold,
     CAUSAL: tl.constexpr, DROPS: tl.constexpr, TILE: tl.constexpr,
@@ -151,7 +152,7 @@ def _weights(
     return weight_ij, keeps_ij
 
 
-@triton.jit
+@kernel
 def _place(length, b, TILE_B: tl.constexpr):
     """The first slot of a row, its items, and the slots of all rows."""
     r = tl.arange(0, TILE_B)
@@ -159,7 +160,7 @@ def _place(length, b, TILE_B: tl.constexpr):
     return tl.sum(tl.where(r < b, length_r, 0), 0), tl.load(length + b), tl.sum(length_r, 0)
 
 
-@triton.jit
+@kernel
 def _clear(n_used, out, N, D, k, K, TILE: tl.constexpr):
     """Zero this head's columns in this row's share of the slots that belong to no row."""
     b, h = tl.program_id(0), tl.program_id(1)
@@ -171,7 +172,7 @@ def _clear(n_used, out, N, D, k, K, TILE: tl.constexpr):
         tl.store(out + n[:, None] * D + (h * K + k)[None, :], zero_nk, mask=is_spare_nk)
 
 
-@triton.jit
+@kernel
 def _forward(
     qkv, length, seed, out, N, D: tl.constexpr, K: tl.constexpr, scale, dropout, threshold,
     CAUSAL: tl.constexpr, DROPS: tl.constexpr, TILE: tl.constexpr, TILE_K: tl.constexpr, TILE_B: tl.constexpr,
@@ -194,7 +195,7 @@ def _forward(
     _clear(n_used, out, N, D, k, K, TILE)
 
 
-@triton.jit
+@kernel
 def _backward(
     grad, qkv, length, seed, out, N, D: tl.constexpr, K: tl.constexpr, scale, dropout, threshold,
     CAUSAL: tl.constexpr, DROPS: tl.constexpr, TILE: tl.constexpr, TILE_K: tl.constexpr, TILE_B: tl.constexpr,

@@ -9,11 +9,12 @@ Dimension key: P groups of G tokens, K chosen ones, D width, X values to select 
 
 # mypy: disable-error-code="untyped-decorator, no-untyped-def, no-untyped-call, import-untyped"
 
-import triton
 import triton.language as tl
 
+from lexrec.kernels._jit import kernel
 
-@triton.jit
+
+@kernel
 def best_tokens(
     query_ptr,
     token_ptr,
@@ -81,7 +82,7 @@ def best_tokens(
         _keep(score_ptr, list_ptr, chosen_ptr + m * K, X, K, BX, BK, SORTS)
 
 
-@triton.jit
+@kernel
 def _open(
     query_1D,
     token_ptr,
@@ -111,7 +112,7 @@ def _open(
     tl.store(list_ptr + g, tl.where(is_token, v, -1))
 
 
-@triton.jit
+@kernel
 def _keep(score_ptr, list_ptr, chosen_ptr, X, K, BX: tl.constexpr, BK: tl.constexpr, SORTS: tl.constexpr):
     """The K best of X candidates."""
     x = tl.arange(0, BX)
@@ -125,7 +126,7 @@ def _keep(score_ptr, list_ptr, chosen_ptr, X, K, BX: tl.constexpr, BK: tl.conste
         _sort(chosen_ptr, score_ptr, K, BK)
 
 
-@triton.jit
+@kernel
 def _largest(value_X, is_there_X, K):
     """Which are the K largest, and a place of its own for each of them."""
     # Where scores are no numbers, what is not there must still not win.
@@ -139,7 +140,7 @@ def _largest(value_X, is_there_X, K):
     return is_more_X | (is_equal_X & (place_X < K)), place_X
 
 
-@triton.jit
+@kernel
 def _sort(chosen_ptr, kept_ptr, K, BK: tl.constexpr):
     """Put K tokens that this program wrote in the order of their values."""
     k = tl.arange(0, BK)
@@ -158,7 +159,7 @@ def _sort(chosen_ptr, kept_ptr, K, BK: tl.constexpr):
     tl.store(chosen_ptr + place_K, token_K, k < K)
 
 
-@triton.jit
+@kernel
 def _kth_largest(key_X, is_there_X, K):
     """A number that at least K keys reach, and K keys exactly unless some are equal to it."""
     # Halving: all keys reach `low`, or K at least; fewer than K are above `high`.
@@ -174,14 +175,14 @@ def _kth_largest(key_X, is_there_X, K):
     return low
 
 
-@triton.jit
+@kernel
 def _ordered(value):
     """float32 as uint32 in the same order."""
     bits = value.to(tl.int32, bitcast=True)
     return (bits ^ ((bits >> 31) | -2147483648)).to(tl.uint32, bitcast=True)
 
 
-@triton.jit
+@kernel
 def normed_rows(ptr, row, is_row, stride, D: tl.constexpr, BD: tl.constexpr):
     """Rows scaled to length 1, in float32."""
     d = tl.arange(0, BD)

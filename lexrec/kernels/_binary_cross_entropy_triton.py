@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lexrec.kernels._jit import kernel
+
 _ROWS = 32
 """States of a tile."""
 
@@ -30,7 +32,7 @@ def losses(
     return loss_N, slope_NX
 
 
-@triton.jit
+@kernel
 def _losses(
     query, table, index, weight, loss, slope, N, D: tl.constexpr, X, beta, prior,
     ROWS: tl.constexpr, TILE_D: tl.constexpr,

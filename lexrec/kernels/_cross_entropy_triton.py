@@ -19,6 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lexrec.kernels._jit import kernel
+
 _LOG2E = tl.constexpr(1.4426950408889634)
 _LOWEST = tl.constexpr(-1.0e30)
 _PROGRAMS = 264
@@ -182,19 +184,19 @@ def _shares(n_own: int, n_other: int, plan: Plan) -> tuple[int, int]:
     return triton.cdiv(n_tiles, share), share * plan.other
 
 
-@triton.jit
+@kernel
 def _tile(pointer, at, is_in, d, D):
     """Rows `at` of a [*, D] array, zero beyond its ends."""
     return tl.load(pointer + at[:, None] * D + d[None, :], mask=is_in[:, None] & (d < D)[None, :], other=0.0)
 
 
-@triton.jit
+@kernel
 def _shift(bias, i, n_items):
     """What is added to the items' scores in units of log 2; -inf beyond the last item."""
     return tl.load(bias + i, mask=i < n_items, other=float("-inf")) * _LOG2E
 
 
-@triton.jit
+@kernel
 def _sums(
     query, row, bias, weight, top, total, mean, N, n_items, D: tl.constexpr, share,
     HAS_BIAS: tl.constexpr, TILE_N: tl.constexpr, TILE_I: tl.constexpr, TILE_D: tl.constexpr,
@@ -236,7 +238,7 @@ def _sums(
     tl.store(mean + at_nd, mean_nd, mask=(n < N)[:, None] & (d < D)[None, :])
 
 
-@triton.jit
+@kernel
 def _add_tile(
     top_n, total_n, mean_nd, query_nd, row, bias, start, n_items, D: tl.constexpr,
     HAS_BIAS: tl.constexpr, IS_PART: tl.constexpr, TILE_I: tl.constexpr, TILE_D: tl.constexpr,
@@ -259,7 +261,7 @@ def _add_tile(
     return new_top_n, total_n * factor_n + tl.sum(power_ni, 1), mean_nd
 
 
-@triton.jit
+@kernel
 def _of_states(
     query, row, bias, weight, target, top, total, mean, loss, of_query, log_sum, n_used,
     N, D: tl.constexpr, n_shares,
@@ -295,7 +297,7 @@ def _of_states(
     tl.atomic_max(n_used, tl.max(tl.where(is_used_n, n + 1, 0), 0))
 
 
-@triton.jit
+@kernel
 def _of_items(
     query, row, bias, weight, target, log_sum, out, out_bias, n_used, N, n_items, D: tl.constexpr, share,
     HAS_BIAS: tl.constexpr, TILE_I: tl.constexpr, TILE_N: tl.constexpr, TILE_D: tl.constexpr,

@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lexrec.kernels._jit import kernel
+
 _ROWS = 16
 """Rows of a tile."""
 _MOST_STRIPS = 256
@@ -62,7 +64,7 @@ def _total(part_SD: Tensor) -> Tensor:
     return total_D
 
 
-@triton.jit
+@kernel
 def _strips_summed(part, out, S, D: tl.constexpr, TILE_S: tl.constexpr, TILE_D: tl.constexpr):
     s, d = tl.arange(0, TILE_S), tl.program_id(0) * TILE_D + tl.arange(0, TILE_D)
     is_in_sd = (s < S)[:, None] & (d < D)[None, :]
@@ -70,7 +72,7 @@ def _strips_summed(part, out, S, D: tl.constexpr, TILE_S: tl.constexpr, TILE_D: 
     tl.store(out + d, tl.sum(part_sd, 0), mask=d < D)
 
 
-@triton.jit
+@kernel
 def _column_sums(x, part, N, D: tl.constexpr, n_strips, ROWS: tl.constexpr, TILE_D: tl.constexpr):
     strip, d = tl.program_id(0), tl.arange(0, TILE_D)
     sum_nd = tl.zeros([ROWS, TILE_D], tl.float32)
@@ -83,7 +85,7 @@ def _column_sums(x, part, N, D: tl.constexpr, n_strips, ROWS: tl.constexpr, TILE
     tl.store(part + strip * D + d, tl.sum(sum_nd, 0), mask=d < D)
 
 
-@triton.jit
+@kernel
 def _standardised(x, at_nd, is_in_nd, D: tl.constexpr, eps):
     """Rows with mean 0 and variance 1, zero beyond their ends, and what they were multiplied by."""
     x_nd = tl.load(x + at_nd, mask=is_in_nd, other=0.0).to(tl.float32)
@@ -92,7 +94,7 @@ def _standardised(x, at_nd, is_in_nd, D: tl.constexpr, eps):
     return centred_nd * factor_n[:, None], factor_n
 
 
-@triton.jit
+@kernel
 def _normed(x, weight, bias, out, N, D: tl.constexpr, eps, ROWS: tl.constexpr, TILE_D: tl.constexpr):
     n, d = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, TILE_D)
     is_in_nd = (n < N)[:, None] & (d < D)[None, :]
@@ -103,7 +105,7 @@ def _normed(x, weight, bias, out, N, D: tl.constexpr, eps, ROWS: tl.constexpr, T
     tl.store(out + at_nd, unit_nd * weight_d[None, :] + bias_d[None, :], mask=is_in_nd)
 
 
-@triton.jit
+@kernel
 def _norm_gradients(
     grad, x, weight, out, part, N, D: tl.constexpr, eps, n_strips, ROWS: tl.constexpr, TILE_D: tl.constexpr
 ):

@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
+
+from lexrec.kernels._jit import kernel
 
 _AT_ONCE = 64
 _drawn: ContextVar[Iterator[Tensor] | None] = ContextVar("drawn", default=None)
@@ -48,7 +49,7 @@ def drop_below(dropout: float) -> int:
     return int(dropout * 2**31)
 
 
-@triton.jit
+@kernel
 def hashed(place, seed):
     """31 bits that depend on all bits of place and seed: two multiplications, each between shifts."""
     x = place * 0x9E3779B1 + seed.to(tl.uint32)

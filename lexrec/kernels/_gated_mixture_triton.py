@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lexrec.kernels._jit import kernel
+
 
 def mixture(gate_RE: Tensor, out_ERD: Tensor, vector_RD: Tensor, cap: float | None) -> Tensor:
     """See `gated_mixture.gated_mixture`."""
@@ -41,7 +43,7 @@ def _sizes(out_ERD: Tensor, cap: float | None) -> tuple[tuple[int], dict[str, An
     return (triton.cdiv(R, BR),), sizes
 
 
-@triton.jit
+@kernel
 def _mixture(
     gate_ptr,
     out_ptr,
@@ -66,7 +68,7 @@ def _mixture(
     tl.store(added_ptr + at_RD, mixed_RD, is_there_RD)
 
 
-@triton.jit
+@kernel
 def _gradients(
     grad_ptr,
     gate_ptr,
@@ -106,7 +108,7 @@ def _gradients(
     tl.store(gate_grad_ptr + r[:, None] * E + e[None, :], slope_RE, (r < R)[:, None] & (e < E)[None, :])
 
 
-@triton.jit
+@kernel
 def _shares(gate_ptr, r, R, E: tl.constexpr, BE: tl.constexpr):
     e = tl.arange(0, BE)
     logit_RE = tl.load(gate_ptr + r[:, None] * E + e[None, :], (r < R)[:, None] & (e < E)[None, :], 0.0)
@@ -115,7 +117,7 @@ def _shares(gate_ptr, r, R, E: tl.constexpr, BE: tl.constexpr):
     return share_RE / tl.sum(share_RE, 1)[:, None]
 
 
-@triton.jit
+@kernel
 def _mixed(
     share_RE,
     out_ptr,
@@ -136,7 +138,7 @@ def _mixed(
     return mixed_RD
 
 
-@triton.jit
+@kernel
 def _ratio(mixed_RD, vector_RD, cap):
     """Longest allowed over actual length."""
     length_R = tl.maximum(tl.sqrt(tl.sum(mixed_RD * mixed_RD, 1)), 1e-12)

@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lexrec.kernels._dropout_triton import drop_below, hashed
+from lexrec.kernels._jit import kernel
 
 _TYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 _ROWS, _WIDTH, _WARPS = 64, 64, 4
@@ -169,7 +170,7 @@ def _sum_up(
     return total_X[: E * D].view(E, D), total_X[E * D : n_flat], total_X[n_flat:]
 
 
-@triton.jit
+@kernel
 def _rows(pointer, n, d, N, D):
     """Rows `n` of a [N, D] array as float32, zero beyond its ends."""
     is_in_nd = (n < N)[:, None] & (d < D)[None, :]
@@ -177,7 +178,7 @@ def _rows(pointer, n, d, N, D):
     return tl.load(pointer + at_nd, mask=is_in_nd, other=0.0).to(tl.float32)
 
 
-@triton.jit
+@kernel
 def _unit(x_nd, d, D, eps):
     """Rows with mean 0 and variance 1, zero beyond their ends, and what they were multiplied by."""
     centred_nd = tl.where((d < D)[None, :], x_nd - (tl.sum(x_nd, 1) / D)[:, None], 0.0)
@@ -185,7 +186,7 @@ def _unit(x_nd, d, D, eps):
     return centred_nd * factor_n[:, None], factor_n
 
 
-@triton.jit
+@kernel
 def _before(x_nd, scale, shift, d, D, eps, BEFORE: tl.constexpr):
     if BEFORE == "norm":
         unit_nd, _ = _unit(x_nd, d, D, eps)
@@ -198,18 +199,18 @@ def _before(x_nd, scale, shift, d, D, eps, BEFORE: tl.constexpr):
     return x_nd
 
 
-@triton.jit
+@kernel
 def _normal_cdf(x):
     return 0.5 + 0.5 * tl.erf(x * 0.7071067811865476)
 
 
-@triton.jit
+@kernel
 def _dropped(y_ne, n, e, E, seed, dropout, threshold):
     place_ne = n[:, None].to(tl.uint32) * E + e[None, :].to(tl.uint32)
     return tl.where(hashed(place_ne, tl.load(seed)) >= threshold, y_ne / (1 - dropout), 0.0)
 
 
-@triton.jit
+@kernel
 def _forward(
     x, scale, shift, weight, bias, onto, seed, out, N, eps, dropout, threshold,
     D: tl.constexpr, E: tl.constexpr,
@@ -231,7 +232,7 @@ def _forward(
     tl.store(out + at_ne, y_ne, mask=(n < N)[:, None] & (e < E)[None, :])
 
 
-@triton.jit
+@kernel
 def _added_gradients(
     grad, x, weight, seed, of_x, part, N, dropout, threshold,
     D: tl.constexpr, E: tl.constexpr,
@@ -266,7 +267,7 @@ def _added_gradients(
         tl.store(part + E * D + e, of_bias_e, mask=e < E)
 
 
-@triton.jit
+@kernel
 def _normed_gradients(
     grad, x, scale, shift, weight, beside, of_x, part, N, eps, n_x, n_w,
     D: tl.constexpr, E: tl.constexpr, HAS_BESIDE: tl.constexpr, TYPE: tl.constexpr,
@@ -290,7 +291,7 @@ def _normed_gradients(
         )  # fmt: skip
 
 
-@triton.jit
+@kernel
 def _of_x(
     grad, x, scale, weight, beside, of_x, part, strip, n_strips, N, eps,
     D: tl.constexpr, E: tl.constexpr, HAS_BESIDE: tl.constexpr, TYPE: tl.constexpr,
@@ -320,7 +321,7 @@ def _of_x(
     tl.store(part + D + d, of_shift_d, mask=d < D)
 
 
-@triton.jit
+@kernel
 def _of_weight(
     grad, x, scale, shift, part, strip, n_strips, first_e, N, eps,
     D: tl.constexpr, E: tl.constexpr, TYPE: tl.constexpr,
@@ -338,7 +339,7 @@ def _of_weight(
     tl.store(part + E * D + e, of_bias_e, mask=e < E)
 
 
-@triton.jit
+@kernel
 def _summed(part, out, n_strips, X, n_norm_strips, X_NORM, TILE_S: tl.constexpr, TILE_X: tl.constexpr):
     """Sums of two stacks of strips, one after the other: weight and bias, then the norm's."""
     block, n_blocks = tl.program_id(0), tl.cdiv(X, TILE_X)

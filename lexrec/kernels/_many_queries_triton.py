@@ -5,11 +5,12 @@ Dimension key: U units of Q queries, K chosen tokens, H heads of C.
 
 # mypy: disable-error-code="untyped-decorator, no-untyped-def, no-untyped-call, import-untyped"
 
-import triton
 import triton.language as tl
 
+from lexrec.kernels._jit import kernel
 
-@triton.jit
+
+@kernel
 def many_queries(
     query_ptr,
     projected_ptr,
@@ -45,7 +46,7 @@ def many_queries(
         tl.store(mixed_ptr + at_QC, mixed_QC, (q < Q)[:, None] & (c < C)[None, :])
 
 
-@triton.jit
+@kernel
 def many_queries_backward(
     query_ptr,
     projected_ptr,
@@ -101,12 +102,12 @@ def many_queries_backward(
     tl.store(pull_ptr + (u * H + h) * K + k, pull_K, k < K)
 
 
-@triton.jit
+@kernel
 def _head_rows(ptr, row, is_row, stride, c, C: tl.constexpr):
     return tl.load(ptr + row[:, None] * stride + c[None, :], is_row[:, None] & (c < C)[None, :], 0.0)
 
 
-@triton.jit
+@kernel
 def _softmax_rows(query_QC, key_KC, is_token_K, sharpness):
     """Attention weights, [Q, K]."""
     logit_QK = tl.dot(query_QC, tl.trans(key_KC), input_precision="ieee") * sharpness
@@ -115,7 +116,7 @@ def _softmax_rows(query_QC, key_KC, is_token_K, sharpness):
     return share_QK / tl.sum(share_QK, 1)[:, None]
 
 
-@triton.jit
+@kernel
 def _kept_rows(seed_ptr, row_Q, k, K, dropout):
     """What each attention weight is multiplied by, [Q, K]: 0 or 1 / (1 - dropout)."""
     draw_QK = tl.rand(tl.load(seed_ptr), row_Q[:, None] * K + k[None, :])

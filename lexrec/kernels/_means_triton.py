@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lexrec.kernels._jit import kernel
+
 _POSITIONS = 64
 
 
@@ -34,7 +36,7 @@ def _run(x_BLD: Tensor, is_known_BL: Tensor, mean: Tensor, keeps_all: bool) -> N
     _means[grid](x_BLD.contiguous(), is_known_BL.contiguous(), mean, L, D, keeps_all, tile_l, tile_d)
 
 
-@triton.jit
+@kernel
 def _means(x, is_known, mean, L, D, KEEPS_ALL: tl.constexpr, TILE_L: tl.constexpr, TILE_D: tl.constexpr):
     row, d = tl.program_id(0).to(tl.int64), tl.program_id(1) * TILE_D + tl.arange(0, TILE_D)
     sum_d, n = tl.zeros([TILE_D], tl.float32), 0

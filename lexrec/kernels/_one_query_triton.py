@@ -5,11 +5,12 @@ Dimension key: U units, K chosen tokens, H heads of C.
 
 # mypy: disable-error-code="untyped-decorator, no-untyped-def, no-untyped-call, import-untyped"
 
-import triton
 import triton.language as tl
 
+from lexrec.kernels._jit import kernel
 
-@triton.jit
+
+@kernel
 def one_query(
     query_ptr,
     projected_ptr,
@@ -40,7 +41,7 @@ def one_query(
     tl.store(mixed_ptr + u * H * C + h * C + c, mixed_HC, (h < H) & (c < C))
 
 
-@triton.jit
+@kernel
 def one_query_backward(
     query_ptr,
     projected_ptr,
@@ -82,7 +83,7 @@ def one_query_backward(
     tl.store(share_ptr + at_KH, kept_KH, is_there_KH)
 
 
-@triton.jit
+@kernel
 def chosen_heads(
     ptr, token_K, is_token_K, stride, H: tl.constexpr, C: tl.constexpr, BH: tl.constexpr, BC: tl.constexpr
 ):
@@ -92,14 +93,14 @@ def chosen_heads(
     return tl.load(ptr + at_KHC, is_token_K[:, None, None] & (h < H) & (c < C), 0.0).to(tl.float32)
 
 
-@triton.jit
+@kernel
 def _heads(ptr, u, H: tl.constexpr, C: tl.constexpr, BH: tl.constexpr, BC: tl.constexpr):
     """The vector of unit u, [H, C], in float32."""
     h, c = tl.arange(0, BH)[:, None], tl.arange(0, BC)[None, :]
     return tl.load(ptr + u * H * C + h * C + c, (h < H) & (c < C), 0.0).to(tl.float32)
 
 
-@triton.jit
+@kernel
 def _kept_heads(seed_ptr, u, K, dropout, H: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr):
     """What each attention weight is multiplied by, [K, H]: 0 or 1 / (1 - dropout)."""
     h, k = tl.arange(0, BH)[None, :], tl.arange(0, BK)[:, None]
@@ -107,7 +108,7 @@ def _kept_heads(seed_ptr, u, K, dropout, H: tl.constexpr, BH: tl.constexpr, BK: 
     return tl.where(draw_KH >= dropout, 1 / (1 - dropout), 0.0)
 
 
-@triton.jit
+@kernel
 def _softmax_heads(query_HC, key_KHC, is_token_K, sharpness):
     """Attention weights, [K, H]."""
     logit_KH = tl.sum(key_KHC * query_HC[None], 2) * sharpness

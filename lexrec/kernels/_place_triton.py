@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lexrec.kernels._dropout_triton import drop_below, hashed
+from lexrec.kernels._jit import kernel
 
 _ROWS = 32
 """Slots of a tile."""
@@ -42,13 +43,13 @@ def gradient(
     return of_x_BLD
 
 
-@triton.jit
+@kernel
 def _dropped(x_nd, n, d, D: tl.constexpr, seed, dropout, threshold):
     place_nd = n[:, None].to(tl.uint32) * D + d[None, :].to(tl.uint32)
     return tl.where(hashed(place_nd, tl.load(seed)) >= threshold, x_nd / (1 - dropout), 0.0)
 
 
-@triton.jit
+@kernel
 def _placed(
     x, position, slot, seed, out, M, L, N, D: tl.constexpr, dropout, threshold,
     DROPS: tl.constexpr, ROWS: tl.constexpr, TILE_D: tl.constexpr,
@@ -63,7 +64,7 @@ def _placed(
     tl.store(out + n[:, None] * D + d[None, :], x_nd, mask=(n < N)[:, None] & (d < D)[None, :])
 
 
-@triton.jit
+@kernel
 def _gradient(
     grad, slot, seed, of_x, M, N, D: tl.constexpr, dropout, threshold,
     DROPS: tl.constexpr, ROWS: tl.constexpr, TILE_D: tl.constexpr,

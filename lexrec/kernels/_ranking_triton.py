@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lexrec.kernels._jit import kernel
 from lexrec.kernels.ranking import NO_KEY, best_keys_by_groups
 
 _GROUPS = 2048
@@ -61,7 +62,7 @@ def best_keys(score_BJ: Tensor, first: int, k: int) -> Tensor:
     return key_BM
 
 
-@triton.jit
+@kernel
 def _count(score_ptr, goal_ptr, count_ptr, J, SHARE: tl.constexpr, G: tl.constexpr):
     row, share, B, S = tl.program_id(0), tl.program_id(1), tl.num_programs(0), tl.num_programs(1)
     score_ptr += row.to(tl.int64) * J
@@ -76,7 +77,7 @@ def _count(score_ptr, goal_ptr, count_ptr, J, SHARE: tl.constexpr, G: tl.constex
     tl.store(count_ptr + (S + share) * B + row, tl.sum(tied_G, 0))
 
 
-@triton.jit
+@kernel
 def _keep(score_ptr, key_ptr, kept_ptr, J, first, k, M: tl.constexpr, G: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     score_ptr += row * J
@@ -97,7 +98,7 @@ def _keep(score_ptr, key_ptr, kept_ptr, J, first, k, M: tl.constexpr, G: tl.cons
         tl.store(key_ptr + row * M + place_G, key_G, mask=is_kept_G & (place_G < M))
 
 
-@triton.jit
+@kernel
 def _kth_greatest(order_G, k):
     """The greatest integer that at least k values reach, found bit by bit from the top."""
     wide_G = order_G.to(tl.int64) + 2147483648
@@ -109,7 +110,7 @@ def _kth_greatest(order_G, k):
     return found - 2147483648
 
 
-@triton.jit
+@kernel
 def _ordered(score):
     """Float bits as integers in the order of the floats, -0.0 as 0.0 and NaN greatest."""
     bits = tl.where(score == 0, 0.0, score).to(tl.int32, bitcast=True)

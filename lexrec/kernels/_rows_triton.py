@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lexrec.kernels._jit import kernel
+
 _ROWS = 32
 """States of a tile."""
 
@@ -65,7 +67,7 @@ def score_gradients(
     return of_query_ND, of_table_RD.to(table_RD.dtype)
 
 
-@triton.jit
+@kernel
 def _tile(N, D: tl.constexpr, ROWS: tl.constexpr, TILE_D: tl.constexpr):
     """States and columns of this program's tile, and which of them there are."""
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -73,7 +75,7 @@ def _tile(N, D: tl.constexpr, ROWS: tl.constexpr, TILE_D: tl.constexpr):
     return n.to(tl.int64), d, (n < N)[:, None] & (d < D)[None, :]
 
 
-@triton.jit
+@kernel
 def _take(table, index, out, N, D: tl.constexpr, ROWS: tl.constexpr, TILE_D: tl.constexpr):
     n, d, is_in_nd = _tile(N, D, ROWS, TILE_D)
     r = tl.load(index + n, mask=n < N, other=0)
@@ -81,7 +83,7 @@ def _take(table, index, out, N, D: tl.constexpr, ROWS: tl.constexpr, TILE_D: tl.
     tl.store(out + n[:, None] * D + d[None, :], row_nd, mask=is_in_nd)
 
 
-@triton.jit
+@kernel
 def _add_up(grad, index, out, N, D: tl.constexpr, padding, ROWS: tl.constexpr, TILE_D: tl.constexpr):
     n, d, is_in_nd = _tile(N, D, ROWS, TILE_D)
     r = tl.load(index + n, mask=n < N, other=0)
@@ -91,7 +93,7 @@ def _add_up(grad, index, out, N, D: tl.constexpr, padding, ROWS: tl.constexpr, T
     tl.atomic_add(out + r[:, None] * D + d[None, :], grad_nd, mask=counts_nd, sem="relaxed")
 
 
-@triton.jit
+@kernel
 def _score(query, table, index, out, N, D: tl.constexpr, K, ROWS: tl.constexpr, TILE_D: tl.constexpr):
     n, d, is_in_nd = _tile(N, D, ROWS, TILE_D)
     query_nd = tl.load(query + n[:, None] * D + d[None, :], mask=is_in_nd, other=0.0).to(tl.float32)
@@ -101,7 +103,7 @@ def _score(query, table, index, out, N, D: tl.constexpr, K, ROWS: tl.constexpr, 
         tl.store(out + n * K + k, tl.sum(query_nd * row_nd, 1), mask=n < N)
 
 
-@triton.jit
+@kernel
 def _score_gradients(
     grad,
     query,

@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lexrec.kernels._jit import kernel
+
 
 def shift(item_BW: Tensor, length_B: Tensor, capacity: int) -> tuple[Tensor, ...]:
     """The fields of `shift.Shifted`."""
@@ -27,7 +29,7 @@ def shift(item_BW: Tensor, length_B: Tensor, capacity: int) -> tuple[Tensor, ...
     return input_BL, n_inputs_B, slot_N, target_N, weight_N
 
 
-@triton.jit
+@kernel
 def _shift(
     item, length, read, n_inputs, slot, target, weight, B, L, capacity, n_unused,
     TILE_B: tl.constexpr, TILE_L: tl.constexpr, TILE_N: tl.constexpr,

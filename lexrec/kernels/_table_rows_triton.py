@@ -6,11 +6,12 @@ it, W table width, S parts of a sum, X = 3D: alignment, key and value side by si
 
 # mypy: disable-error-code="untyped-decorator, no-untyped-def, no-untyped-call, import-untyped"
 
-import triton
 import triton.language as tl
 
+from lexrec.kernels._jit import kernel
 
-@triton.jit
+
+@kernel
 def aligned_rows(
     projected_ptr,
     token_ptr,
@@ -49,7 +50,7 @@ def aligned_rows(
     tl.store(row_ptr + (u * K + k)[:, None] * (3 * D) + d[None, :], row_KD, is_there_KD)
 
 
-@triton.jit
+@kernel
 def choice_rows(
     query_ptr,
     grad_ptr,
@@ -119,7 +120,7 @@ def choice_rows(
     _store_rows(row_ptr, row_J, is_whole_J, aligned_JD, D, BD)
 
 
-@triton.jit
+@kernel
 def _summed(x_ND, one_JN, part_ptr, at_JD, is_part_JD, SUMS: tl.constexpr, TYPE: tl.constexpr):
     """What choices pull, added up by token if SUMS; what tokens of several chunks have here is kept aside."""
     if SUMS:
@@ -133,7 +134,7 @@ def _summed(x_ND, one_JN, part_ptr, at_JD, is_part_JD, SUMS: tl.constexpr, TYPE:
     return x_ND
 
 
-@triton.jit
+@kernel
 def joined_rows(
     part_ptr,
     token_ptr,
@@ -180,7 +181,7 @@ def joined_rows(
     tl.store(pulled_ptr + tl.num_programs(0) + i, pull)
 
 
-@triton.jit
+@kernel
 def _goes_on(token_ptr, at, R):
     """1 if choices at - 1 and at are of one token, else 0."""
     is_inside = (at > 0) & (at < R)
@@ -188,7 +189,7 @@ def _goes_on(token_ptr, at, R):
     return tl.where(before == tl.load(token_ptr + at, is_inside, 1).to(tl.int32), 1, 0)
 
 
-@triton.jit
+@kernel
 def _through_cosine(
     projected_ptr,
     token_J,
@@ -216,7 +217,7 @@ def _through_cosine(
     return pulled_JD, pull_J
 
 
-@triton.jit
+@kernel
 def _store_rows(row_ptr, row_J, is_there_J, x_JD, D: tl.constexpr, BD: tl.constexpr):
     """A third of each row."""
     d = tl.arange(0, BD)
@@ -224,7 +225,7 @@ def _store_rows(row_ptr, row_J, is_there_J, x_JD, D: tl.constexpr, BD: tl.conste
     tl.store(row_ptr + at_JD, x_JD, is_there_J[:, None] & (d < D)[None, :])
 
 
-@triton.jit
+@kernel
 def row_products(
     row_ptr,
     table_ptr,

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from lexrec.kernels._best_tokens_triton import best_tokens, normed_rows
 from lexrec.kernels._dropout_triton import draw_seed
+from lexrec.kernels._jit import kernel
 
 if TYPE_CHECKING:
     from lexrec.kernels.token_filter import ShiftedGumbel
@@ -116,7 +117,7 @@ def _best_tile(P: int, G: int, k: int) -> dict[str, int]:
     return {"G": G, "BP": BP, "BX_FEW": few, "BX": BX, "BK": BK, "num_warps": num_warps}
 
 
-@triton.jit
+@kernel
 def _maxima(
     query_ptr,
     token_ptr,
@@ -169,14 +170,14 @@ def _maxima(
     tl.store(winner_ptr + at_MP, winner_MP.to(tl.uint8), is_there_MP)
 
 
-@triton.jit
+@kernel
 def _better(best, second, winner, score, g):
     """What is known of groups, and the scores of one more token of each."""
     second = tl.maximum(second, tl.minimum(best, score))
     return tl.maximum(best, score), second, tl.where(score > best, g, winner)
 
 
-@triton.jit
+@kernel
 def _scores(
     query_MD,
     minus_one_MM,
@@ -205,7 +206,7 @@ def _scores(
     return score_MP
 
 
-@triton.jit
+@kernel
 def _draw(seed_ptr, log_ptr, V, B: tl.constexpr):
     v = tl.program_id(0) * B + tl.arange(0, B)
     # -log of a uniform number is an exponential one. Below -4 there is nothing to be chosen: no infinity.
@@ -214,7 +215,7 @@ def _draw(seed_ptr, log_ptr, V, B: tl.constexpr):
         tl.store(log_ptr + i * V + v, log_V, v < V)
 
 
-@triton.jit
+@kernel
 def _unit(x_ptr, unit_ptr, R, stride, D: tl.constexpr, BD: tl.constexpr, BR: tl.constexpr):
     r, d = tl.program_id(0) * BR + tl.arange(0, BR), tl.arange(0, BD)
     unit_RD = normed_rows(x_ptr, r, r < R, stride, D, BD)

@@ -18,6 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lexrec.kernels._jit import kernel
+
 if TYPE_CHECKING:
     from lexrec.kernels.token_filter import ShiftedGumbel
 
@@ -85,14 +87,14 @@ def _blocks(asked: Asked) -> dict[str, Any]:
     return {"D": D, "BD": max(16, triton.next_power_of_2(D)), "STEP": step, "BM": _BM, "BV": _BV}
 
 
-@triton.jit
+@kernel
 def _rows(ptr, r, R, D: tl.constexpr, BD: tl.constexpr):
     d = tl.arange(0, BD)
     at_RD = r[:, None].to(tl.int64) * D + d[None, :]
     return tl.load(ptr + at_RD, (r < R)[:, None] & (d < D)[None, :], 0.0)
 
 
-@triton.jit
+@kernel
 def _logits(unit_MD, token_VD, log_ptr, scale, m, v, M, V, inverse_tau, n_places, STEP: tl.constexpr):
     """A tile of z; -inf beyond the last token."""
     score_MV = tl.dot(unit_MD, tl.trans(token_VD), input_precision="ieee") * scale
@@ -103,7 +105,7 @@ def _logits(unit_MD, token_VD, log_ptr, scale, m, v, M, V, inverse_tau, n_places
     return tl.where((v < V)[None, :], score_MV * inverse_tau, float("-inf"))
 
 
-@triton.jit
+@kernel
 def _log_sums(
     unit_ptr,
     token_ptr,
@@ -135,7 +137,7 @@ def _log_sums(
     tl.store(log_sum_ptr + m * tl.num_programs(0) + s, most_M + tl.log(sum_M), m < M)
 
 
-@triton.jit
+@kernel
 def _of_units(
     unit_ptr,
     token_ptr,
@@ -172,7 +174,7 @@ def _of_units(
     tl.store(of_unit_ptr + at_MD, of_unit_MD, (m < M)[:, None] & (d < D)[None, :])
 
 
-@triton.jit
+@kernel
 def _of_tokens(
     unit_ptr,
     token_ptr,

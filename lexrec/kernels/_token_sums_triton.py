@@ -8,13 +8,13 @@ Dimension key: V tokens, K chosen tokens, D width, H heads of C, N choices of a 
 
 # mypy: disable-error-code="untyped-decorator, no-untyped-def, no-untyped-call, import-untyped"
 
-import triton
 import triton.language as tl
 
+from lexrec.kernels._jit import kernel
 from lexrec.kernels._one_query_triton import chosen_heads
 
 
-@triton.jit
+@kernel
 def chunk_sums(
     query_ptr,
     grad_ptr,
@@ -45,7 +45,7 @@ def chunk_sums(
         _store_three(sum_ptr + i * (3 * H * C), pulled_D, of_key_HC, of_value_HC, H, C, BH, BC, BD)
 
 
-@triton.jit
+@kernel
 def summed_rows(
     query_ptr,
     grad_ptr,
@@ -106,7 +106,7 @@ def summed_rows(
     )
 
 
-@triton.jit
+@kernel
 def _sums(
     query_ptr,
     grad_ptr,
@@ -145,7 +145,7 @@ def _sums(
     return pulled_D, of_key_HC, of_value_HC
 
 
-@triton.jit
+@kernel
 def _through_cosine(aligned_ptr, pulled_D, scale_ptr, D: tl.constexpr, BD: tl.constexpr):
     """Gradients of an aligned row and of the scale through scale * cos, given that of the row of length 1."""
     d = tl.arange(0, BD)
@@ -156,7 +156,7 @@ def _through_cosine(aligned_ptr, pulled_D, scale_ptr, D: tl.constexpr, BD: tl.co
     return (pulled_D - pull * aligned_D) * (tl.load(scale_ptr) / length), pull
 
 
-@triton.jit
+@kernel
 def _store_three(
     ptr,
     aligned_D,

@@ -17,8 +17,9 @@ from lexrec.kernels.gpu import is_transformed
 
 _FEWEST = 2**20
 """Multiplications below which beginning costs oneDNN more than it saves."""
-_ALIKE, _ALIKE_ELSEWHERE = 2, 4
-"""Rows from which on a product's bits depend on nothing but its row, by oneDNN and by others."""
+_ALIKE, _STRIP = 2, 4
+"""Rows from which on a product's bits depend on nothing but its row by oneDNN; by others, those of a strip:
+on several threads they round the end of a short one differently."""
 
 _MOST_LAID_OUT = 2**24
 """Numbers of a table up to which a second copy, laid out for oneDNN, is kept: 64 MiB."""
@@ -55,9 +56,9 @@ class ScoredRows:
         n_rows, is_whole = len(x_ND), last - first == len(self.row_ED)
         row_JD = self.row_ED[first:last]
         is_large = _ALIKE * row_JD.numel() >= _FEWEST and _is_served(x_ND, row_JD)
-        n_least = _ALIKE if is_large else _ALIKE_ELSEWHERE
-        if 0 < n_rows < n_least:
-            x_ND = x_ND.repeat(-(-n_least // n_rows), 1)
+        n_alike = max(n_rows, _ALIKE) if is_large else -(-n_rows // _STRIP) * _STRIP
+        if 0 < n_rows < n_alike:
+            x_ND = x_ND[torch.arange(n_alike, device=x_ND.device) % n_rows]
         if is_large and is_whole and self._laid_out_ED is not None and n_rows:
             return _multiplied(x_ND, self._laid_out_ED, None)[:n_rows]
         return product(x_ND, row_JD)[:n_rows]

@@ -66,7 +66,8 @@ def too_big(source: str, file: str) -> list[str]:
 def _is_kernel(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
     """What a device or torch's dispatcher calls: it can be given no more than plain tensors and numbers."""
     decorators = [ast.unparse(one) for one in node.decorator_list]
-    return any("triton.jit" in one or "custom_op" in one or "register_fake" in one for one in decorators)
+    marks = ("triton.jit", "custom_op", "register_fake")
+    return any(one == "kernel" or any(mark in one for mark in marks) for one in decorators)
 
 
 def pickle_loading(source: str, file: str) -> list[str]:
