@@ -21,17 +21,11 @@ from typing import Any
 import torch
 
 from benchmarks.machine import here_and_now
-from benchmarks.train_step import full_rows
+from benchmarks.train_step import full_rows, runner_of
 from lexrec.config import RunConfig, load_recipe
 from lexrec.data.dataset import Dataset
-from lexrec.data.windows import Epoch, Samples, Windows
-from lexrec.item_encoders.base import Catalogue
-from lexrec.models import build_model
-from lexrec.registry import load
 from lexrec.tokens.table import TokenTable
-from lexrec.training.optimizer import build_optimizer
-from lexrec.training.runner import EAGER, Update, build_runner
-from lexrec.training.step import Step
+from lexrec.training.runner import EAGER
 
 FOUR = [(32000, 4096), (32100, 768), (32100, 768), (32100, 768)]
 SIX = [(32000, 4096), (30522, 768), (32100, 768), (32100, 768), (50257, 768), (151936, 1024)]
@@ -87,7 +81,7 @@ class Arm:
         config = load_recipe(recipe, [*overrides, *train])
         assert isinstance(config, RunConfig)
         dataset = Dataset.load(args.data) if args.data else full_rows(args.items, 50, args.batch * args.steps)
-        self.runner, self.n_batches = runner_of(config, dataset, tables, device)
+        self.runner, self.n_batches = runner_of(config, dataset, device, tables)
         self.ms: list[float] = []
         before = torch.cuda.memory_allocated() if device.type == "cuda" else 0
         if device.type == "cuda":
@@ -142,25 +136,6 @@ def table(number: int, n_tokens: int, width: int, device: torch.device) -> Token
     weight_VW = torch.randn(n_tokens, width, generator=generator, device=device, dtype=torch.bfloat16)
     tokens = tuple(map(str, range(n_tokens)))
     return TokenTable(f"t{number}", weight_VW, tokens, f"made:{number}", "0", f"{number:064d}", "none")
-
-
-def runner_of(
-    config: RunConfig, dataset: Dataset, tables: list[TokenTable], device: torch.device
-) -> tuple[Any, int]:
-    """What the trainer builds, without a run directory, and how many batches it can take."""
-    torch.manual_seed(0)
-    catalogue = Catalogue(dataset.n_items, config.model.dim, tuple(tables))  # type: ignore[attr-defined]
-    objective = load("objectives", config.objective.name)  # type: ignore[attr-defined]
-    step = Step(build_model(config, catalogue), objective(config.objective, dataset.n_items)).to(device)
-    step.train()
-    max_len, extra = step.model.max_len, step.objective.extra_events
-    samples = Samples.of(dataset, step.objective.sampling, max_len, extra)
-    batch_size = config.train.batch_size
-    epoch = Epoch(Windows(dataset, max_len + extra, device), samples.n_batches(batch_size), batch_size)
-    samples.fill(epoch, seed=0, number=0)
-    generator = torch.Generator(device).manual_seed(0)
-    update = Update(step, build_optimizer(step, config.train), generator, config.train)
-    return build_runner(update, epoch), len(epoch)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import json
 import os
 import statistics
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from lexrec.data.windows import Epoch, Samples, Windows
 from lexrec.item_encoders.base import Catalogue
 from lexrec.models import build_model, model_width
 from lexrec.registry import load
+from lexrec.tokens.table import TokenTable
 from lexrec.training.optimizer import build_optimizer
 from lexrec.training.runner import COMPILE, EAGER, Runner, Update, build_runner
 from lexrec.training.step import Step
@@ -147,10 +149,12 @@ def full_rows(n_items: int, length: int, n_users: int) -> Dataset:
     return Dataset(item_N, offset_U, np.zeros(len(item_N), dtype=np.uint8), None, manifest)
 
 
-def runner_of(config: RunConfig, dataset: Dataset, device: torch.device) -> Runner:
-    """What the trainer builds, without a run directory."""
+def runner_of(
+    config: RunConfig, dataset: Dataset, device: torch.device, tables: Sequence[TokenTable] = ()
+) -> tuple[Runner, int]:
+    """What the trainer builds, without a run directory, and how many batches it can take."""
     torch.manual_seed(0)
-    catalogue = Catalogue(dataset.n_items, model_width(config))
+    catalogue = Catalogue(dataset.n_items, model_width(config), tuple(tables))
     objective = load("objectives", config.objective.name)  # type: ignore[attr-defined]
     step = Step(build_model(config, catalogue), objective(config.objective, dataset.n_items)).to(device)
     step.train()
@@ -160,7 +164,8 @@ def runner_of(config: RunConfig, dataset: Dataset, device: torch.device) -> Runn
     epoch = Epoch(Windows(dataset, max_len + extra, device), samples.n_batches(batch_size), batch_size)
     samples.fill(epoch, seed=0, number=0)
     generator = torch.Generator(device).manual_seed(0)
-    return build_runner(Update(step, build_optimizer(step, config.train), generator, config.train), epoch)
+    update = Update(step, build_optimizer(step, config.train), generator, config.train)
+    return build_runner(update, epoch), len(epoch)
 
 
 if __name__ == "__main__":
