@@ -83,7 +83,7 @@ class Setting:
         overrides = [f"model.max_len={args.length}", f"train.batch_size={batch}", f"objective.loss={loss}"]
         config = load_recipe(args.recipe, [*overrides, *args.overrides])
         assert isinstance(config, RunConfig)
-        self.runner = runner_of(config, full_rows(args.items, args.length, batch * args.steps), device)
+        self.runner, _ = runner_of(config, full_rows(args.items, args.length, batch * args.steps), device)
         self.ms: list[float] = []
         self.peak_MiB: float | None = None
         self.kernels: dict[str, Any] = {}
