@@ -32,7 +32,7 @@ from lexrec.data.batch import Batch, Places, with_slots
 from lexrec.errors import ConfigError
 from lexrec.item_encoders.base import Catalogue, Embedded, ItemEncoder
 from lexrec.item_encoders.id_embedding import IdEmbedding
-from lexrec.lm import loading
+from lexrec.lm import layer_dropout, loading
 from lexrec.lm.adapters.experts import ExpertsConfig
 from lexrec.lm.item_text import TextAdded, TextItems, text_vectors
 from lexrec.lm.prompt import Events, Prompt, read_texts
@@ -85,6 +85,11 @@ class IdiomoeConfig(ModelConfig):
     """Columns of the item table whose values objective `ask` makes questions of, such as category."""
     dropout: float = Field(0.1, ge=0, lt=1)
     """On item vectors as they enter."""
+    layer_dropout: float = Field(0.0, ge=0, lt=1)
+    """On what attention and feed-forward part of each layer add."""
+    item_scale: float = Field(1.0, gt=0)
+    """Factor on item vectors as they enter the first layer, where pretrained attention adds a hundred times
+    their size; items are scored by the vectors as they are."""
 
     @model_validator(mode="after")
     def _texts_fit(self) -> Self:
@@ -129,7 +134,9 @@ class Idiomoe(SequenceModel):
             )
         if config.train_attention:
             self.lm.train_attention()
+        names = layer_dropout.part_names(self.lm)
         registry.load("lm.adapters", config.adapter.name)(config.adapter).apply(self.lm)  # type: ignore[attr-defined]
+        layer_dropout.install(self.lm, names, config.layer_dropout)
         self.prompt = Prompt.ids_alone(items.n_items)
         self.questions: Questions | None = None
         self.reasons: Reasons | None = None
@@ -335,12 +342,17 @@ class Idiomoe(SequenceModel):
         return events.item_place_N if self.config.read_at == "item" else events.end_place_N
 
     @property
+    def _item_scale(self) -> float:
+        """Beside the family's own; of texts in items' places there is none."""
+        return self.lm.scale * (1.0 if self.config.text_as == "items" else self.config.item_scale)
+
+    @property
     def _reach(self) -> Reach:
         return Reach(self.config.max_tokens, self.lm.window)
 
     def _vectors(self, events: Events, x_NW: Tensor) -> Tensor:
         """What enters the first layer: an item's vector, then those of its text, [N, 1 + T, W]."""
-        x_NW = self.dropout(self.lm.scale * x_NW)
+        x_NW = self.dropout(self._item_scale * x_NW)
         if not self.prompt.n_texts:
             return x_NW[:, None]
         text_NTW = self.lm.embed_text(self.prompt.token_IT[events.item_N])
@@ -359,7 +371,7 @@ class Idiomoe(SequenceModel):
         """What the item encoder adds after the first layer, [N, 1 + T, W]; zero at texts."""
         if embedded.after_block0_BLD is None:
             return None
-        added_NW = self.lm.scale * places.pack(embedded.after_block0_BLD)
+        added_NW = self._item_scale * places.pack(embedded.after_block0_BLD)
         return F.pad(added_NW[:, None], (0, 0, 0, self.prompt.n_texts))
 
 
