@@ -60,6 +60,9 @@ class TrainConfig(Config):
 
     lr: float = Field(1e-3, gt=0)
     """Peak learning rate of Adam."""
+    pretrained_lr: float = Field(1.0, gt=0)
+    """Factor on it for weights that start from a pretrained language model, which forget at the rate at which
+    item vectors learn."""
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled weight decay (AdamW)."""
     betas: tuple[Share, Share] = (0.9, 0.999)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lexrec.errors import LmError
 from lexrec.lm import layers
+from lexrec.lm.loading import train
 from lexrec.lm.stream import Stream
 
 
@@ -72,7 +73,10 @@ def split_attention(layer: nn.Module, decoder: Any, start: str) -> None:
 
 def trained_copy(part: nn.Module) -> nn.Module:
     """The same weights, to be trained: in float32."""
-    return copy.deepcopy(part).float().requires_grad_(True)
+    new = copy.deepcopy(part)
+    for parameter in new.parameters():
+        train(parameter)
+    return new
 
 
 def fresh_linear(

@@ -18,6 +18,9 @@ from lexrec.lm.settings import LmConfig
 from lexrec.lm.sources import Base, find
 from lexrec.lm.stream import ATTENTION, KeyValues, Reach, Stream, packed, register
 
+_PRETRAINED = "is_pretrained"
+"""Attribute of a parameter that is trained."""
+
 
 def load(config: LmConfig) -> "LanguageModel":
     """The language model of a config, every weight of it frozen.
@@ -201,6 +204,10 @@ class LanguageModel(nn.Module):
             return nullcontext()
         return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
 
+    def pretrained(self) -> list[nn.Parameter]:
+        """The trained parameters that started from what the language model knows."""
+        return [p for p in self.causal.parameters() if p.requires_grad and getattr(p, _PRETRAINED, False)]
+
     def train_attention(self) -> None:
         """Attention and norms are trained: all but the feed-forward parts, the text table and the head."""
         embedding, head = self.causal.get_input_embeddings(), self.causal.get_output_embeddings()
@@ -213,10 +220,15 @@ class LanguageModel(nn.Module):
                 train(parameter)
 
 
-def train(parameter: nn.Parameter) -> None:
-    """Mark a parameter of a language model as trained: in float32, whatever the frozen ones are held in."""
+def train(parameter: nn.Parameter, *, is_pretrained: bool = True) -> None:
+    """Mark a parameter of a language model as trained: in float32, whatever the frozen ones are held in.
+
+    Args:
+        is_pretrained: it starts from what the language model knows, at `train.pretrained_lr`.
+    """
     parameter.data = parameter.data.float()
     parameter.requires_grad_(True)
+    setattr(parameter, _PRETRAINED, is_pretrained)
 
 
 def _add_after_layer(_: nn.Module, __: Any, given: dict[str, Any], out: Any) -> Any:

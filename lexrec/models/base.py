@@ -4,6 +4,7 @@ Dimension key: B batch, L positions, D width, N flat.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
@@ -77,6 +78,10 @@ class SequenceModel(nn.Module, ABC):
 
     def describe(self, catalogue: Catalogue) -> None:
         """What is known of the items beyond their vectors, given once the model is built; unused by most."""
+
+    def pretrained(self) -> Sequence[nn.Parameter]:
+        """Trained parameters that started from what another model knows, at `train.pretrained_lr`."""
+        return ()
 
     @property
     def is_causal(self) -> bool:

@@ -177,6 +177,9 @@ class Idiomoe(SequenceModel):
         encoded: Encoded = self(Batch(item_N[:, None], one_N, -one_N))
         return encoded.hidden_BLD[:, -1]
 
+    def pretrained(self) -> list[nn.Parameter]:
+        return self.lm.pretrained()
+
     @property
     def blocks(self) -> nn.ModuleList:  # type: ignore[override]
         """The language model's layers."""

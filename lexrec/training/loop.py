@@ -50,7 +50,7 @@ class Trainer:
         assert isinstance(run.config, RunConfig)
         self.config = run.config.train
         self.step, self.dataset, self.run, self.device = step.to(device), dataset, run, device
-        self.optimizer = build_optimizer(step, self.config)
+        self.optimizer = build_optimizer(step, self.config, step.model.pretrained())
         self.generator = torch.Generator(device).manual_seed(self.config.seed + _OWN_STREAM)
         max_len, extra = step.model.max_len, step.objective.extra_events
         self.samples = Samples.of(dataset, step.objective.sampling, max_len, extra)

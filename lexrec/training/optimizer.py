@@ -12,6 +12,8 @@ from lexrec.config import TrainConfig
 
 _LARGE = 2**16
 """Numbers of a parameter from which on a GPU it is a kernel of its own."""
+_FACTOR = "lr_factor"
+"""Key of a parameter group: what multiplies the rate for it."""
 _RATE = "lr_on_host"
 """Key of a parameter group: the rate it was given last, as a number."""
 
@@ -63,7 +65,13 @@ class AdamW:
         """The groups, those of the same settings as one: each costs a GPU two launches a step."""
         joined: dict[Any, dict[str, Any]] = {}
         for group in self.param_groups:
-            key = id(group["lr"]), group["betas"], group["weight_decay"], group["eps"]
+            lr = group["lr"]
+            key = (
+                id(lr) if isinstance(lr, Tensor) else lr,
+                group["betas"],
+                group["weight_decay"],
+                group["eps"],
+            )
             before = joined.get(key, {"params": []})["params"]
             joined[key] = {**group, "params": [*before, *group["params"]]}
         return list(joined.values())
@@ -131,18 +139,29 @@ def _is_large(parameter: nn.Parameter) -> bool:
     return parameter.is_cuda and parameter.numel() >= _LARGE and parameter.dtype == torch.float32
 
 
-def build_optimizer(module: nn.Module, config: TrainConfig) -> AdamW:
-    """AdamW over everything trainable; with weight_decay 0 it is Adam."""
+def build_optimizer(module: nn.Module, config: TrainConfig, pretrained: Sequence[nn.Parameter] = ()) -> AdamW:
+    """AdamW over everything trainable; with weight_decay 0 it is Adam.
+
+    Args:
+        pretrained: parameters of the module that move at `pretrained_lr` times the rate.
+    """
     parameters = [p for p in module.parameters() if p.requires_grad]
-    # Decay would pull norms, biases and the filter's logit_scale towards zero, which is no simpler model.
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in parameters if p.ndim >= 2]},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    known = set() if config.pretrained_lr == 1 else {id(p) for p in pretrained}
     # A step that is captured as a graph reads its learning rate from the device.
     is_on_gpu = any(p.is_cuda for p in parameters)
-    lr = torch.tensor(config.lr, device=parameters[0].device) if is_on_gpu else config.lr
-    return AdamW(groups, lr=lr, betas=config.betas, weight_decay=config.weight_decay)
+    groups: list[dict[str, Any]] = []
+    for factor, moved in (
+        (1.0, [p for p in parameters if id(p) not in known]),
+        (config.pretrained_lr, [p for p in parameters if id(p) in known]),
+    ):
+        lr = (
+            torch.tensor(config.lr * factor, device=parameters[0].device) if is_on_gpu else config.lr * factor
+        )
+        # Decay would pull norms, biases and the filter's logit_scale towards zero, which is no simpler model.
+        wide = {"params": [p for p in moved if p.ndim >= 2]}
+        narrow = {"params": [p for p in moved if p.ndim < 2], "weight_decay": 0.0}
+        groups += [{"lr": lr, _FACTOR: factor} | group for group in (wide, narrow)] if moved else []
+    return AdamW(groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
 
 
 def set_lr(optimizer: AdamW, config: TrainConfig, step: int, n_steps: int | None = None) -> None:
@@ -157,8 +176,9 @@ def set_lr(optimizer: AdamW, config: TrainConfig, step: int, n_steps: int | None
     Raises:
         ValueError: a cosine without an end.
     """
-    lr = config.lr * _share_of_peak(config, step, n_steps)
+    peak = config.lr * _share_of_peak(config, step, n_steps)
     for group in optimizer.param_groups:
+        lr = peak * group.get(_FACTOR, 1.0)
         # To fill a tensor is to launch a kernel, and to read it back is to wait: what it holds is kept here.
         if group.get(_RATE) == lr:
             continue

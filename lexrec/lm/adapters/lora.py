@@ -60,7 +60,7 @@ class Lora(Adapter):
             train(parameter)
         for name, parameter in lm.causal.named_parameters():
             if "lora_" in name:
-                train(parameter)
+                train(parameter, is_pretrained=False)
 
     def _linears(self, layer: nn.Module, lm: LanguageModel) -> list[nn.Linear]:
         part_of = {"attention": layers.attention, "ffn": layers.feed_forward}

@@ -35,5 +35,5 @@ class Scratch(Adapter):
         table = {id(p) for p in lm.causal.get_input_embeddings().parameters()}
         for old, new in zip(lm.decoder.parameters(), fresh.parameters(), strict=True):
             if id(old) not in table:
-                train(old)
+                train(old, is_pretrained=False)
                 old.copy_(new)

@@ -382,3 +382,34 @@ def test_a_hybrid_without_a_choice_is_refused() -> None:
 def test_an_unknown_adapter_names_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="no component 'lora2'; known: blocks, experts, lora, "):
         IdiomoeConfig(adapter={"name": "lora2"})
+
+
+PRETRAINED = {
+    "experts": (),
+    "shared": ("mlp",),
+    "scratch": (),
+    "lora": (),
+    "moa": ("self_attn",),
+    "mot": ("self_attn", "layernorm"),
+}
+"""Where the trained parameters that start from what the language model knows lie."""
+
+
+@pytest.mark.parametrize("adapter", PRETRAINED)
+def test_it_is_known_which_parameters_start_pretrained(adapter: str) -> None:
+    model = built(adapter)
+    known = {id(p) for p in model.pretrained()}
+    names = [name for name, p in model.lm.named_parameters() if p.requires_grad and id(p) in known]
+    others = [name for name, p in model.lm.named_parameters() if p.requires_grad and id(p) not in known]
+    for part in PRETRAINED[adapter]:
+        assert any(part in name for name in names)
+    assert all(any(part in name for part in PRETRAINED[adapter]) for name in names)
+    assert not any(part in name for part in PRETRAINED[adapter] for name in others)
+
+
+def test_attention_set_free_starts_pretrained() -> None:
+    model = built("experts", train_attention=True)
+    known = {id(p) for p in model.pretrained()}
+    found = {name.split(".")[-3] for name, p in model.lm.named_parameters() if id(p) in known}
+    assert "self_attn" in found
+    assert "item" not in found

@@ -174,3 +174,28 @@ def test_a_cosine_recipe_trains_with_the_rates_it_names() -> None:
     assert isinstance(config, RunConfig)
     assert config.train.schedule == "cosine"
     assert config.train.warmup_steps > 0
+
+
+def test_pretrained_weights_move_at_a_rate_of_their_own() -> None:
+    layer = torch.nn.Linear(3, 2)
+    config = TrainConfig(lr=0.4, pretrained_lr=0.1, warmup_steps=2)
+    optimizer = build_optimizer(layer, config, [layer.weight])
+    for step, wanted in enumerate((0.2, 0.4)):
+        set_lr(optimizer, config, step)
+        found = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+        assert found == {id(layer.bias): pytest.approx(wanted), id(layer.weight): pytest.approx(wanted / 10)}
+    before = [p.detach().clone() for p in (layer.weight, layer.bias)]
+    for parameter in layer.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    moved = [
+        float((was - now).detach().mean())
+        for was, now in zip(before, (layer.weight, layer.bias), strict=True)
+    ]
+    assert moved == pytest.approx([0.04, 0.4], rel=1e-4)
+
+
+def test_without_a_factor_all_move_alike() -> None:
+    layer = torch.nn.Linear(3, 2)
+    optimizer = build_optimizer(layer, TrainConfig(), [layer.weight])
+    assert [len(group["params"]) for group in optimizer._alike()] == [2]
