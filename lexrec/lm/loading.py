@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from lexrec.errors import LmError
-from lexrec.lm import layers
+from lexrec.kernels._training import trains_in_16_bits
+from lexrec.lm import fused, layers
 from lexrec.lm.quiet import quiet
 from lexrec.lm.settings import LmConfig
 from lexrec.lm.sources import Base, find
@@ -89,6 +90,7 @@ class LanguageModel(nn.Module):
 
     def layers_changed(self) -> None:
         """Tell the layers, new ones among them, what holds for all; called again by who adds some."""
+        self._is_served = False
         if self._first is not None:
             self._first.remove()
         self._first = self.layers[0].register_forward_hook(_add_after_layer, with_kwargs=True)
@@ -178,6 +180,10 @@ class LanguageModel(nn.Module):
 
     def decode(self, x_RSW: Tensor, stream: Stream, cache: KeyValues | None = None) -> Tensor:
         """States of embedded tokens after the last norm, [R, S, W]."""
+        if not self._is_served and trains_in_16_bits(x_RSW):
+            # Only now is everything there that adapters put into the layers.
+            fused.install(self.decoder)
+            self._is_served = True
         with self.arithmetic(x_RSW.device):
             hidden_RSW: Tensor = self.decoder(
                 inputs_embeds=x_RSW,
