@@ -135,6 +135,7 @@ def _side_by_side(weights: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
 
 def _wide_product(a_EM: Tensor, b_MW: Tensor) -> Tensor:
     """Product of 16 bits in float32, [E, W]: a GPU's writes its float32 sums as they are."""
-    if a_EM.is_cuda:
+    # Since PyTorch 2.8.
+    if a_EM.is_cuda and hasattr(torch.ops.aten.mm, "dtype"):
         return torch.mm(a_EM, b_MW, out_dtype=torch.float32)
     return (a_EM @ b_MW).float()

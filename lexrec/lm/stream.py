@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lexrec.kernels._training import trains_in_16_bits
+from lexrec.kernels.stream_attention import places, serves, stream_attention
 from lexrec.lm.routing import Route
 
 _LONG = 128
@@ -41,6 +43,22 @@ class Reach(NamedTuple):
     """In the layers that have a sliding window, as the language model was pretrained; None: none has."""
 
 
+class PackedRow(NamedTuple):
+    """Who sees whom, without masks."""
+
+    place_4N: Tensor
+    """See `lexrec.kernels.stream_attention.places`."""
+    reaches: dict[int | None, int | None]
+    """Positions that a token looks back, by the window of the layer."""
+
+    def attend(self, q_1HNK: Tensor, k_1GNK: Tensor, v_1GNK: Tensor, settings: dict[str, Any]) -> Tensor:
+        """What the tokens see, [1, N, H, K], by the layer's own settings."""
+        reach = self.reaches.get(settings.get("sliding_window"), self.reaches[None])
+        scale = settings.get("scaling")
+        scale = q_1HNK.shape[-1] ** -0.5 if scale is None else scale
+        return stream_attention(q_1HNK, k_1GNK, v_1GNK, self.place_4N, reach, scale)
+
+
 class Stream(NamedTuple):
     """What a language model's layers are told of their tokens, beside the vectors."""
 
@@ -55,6 +73,8 @@ class Stream(NamedTuple):
     """Joins the output of the first layer."""
     is_token_RS: Tensor | None = None
     """True where there is a token; None: everywhere."""
+    row: "PackedRow | None" = None
+    """How a packed row is told to the kernel of a training step; None: `masks` alone say who sees whom."""
     prefix: "Layers" = ()
     """Of a packed row: keys and values of the tokens that stand before each of its histories."""
     kept: "dict[int, tuple[Tensor, Tensor]] | None" = None
@@ -99,7 +119,10 @@ def packed(
         itself_GCT = torch.cat([torch.zeros_like(distance_GCP, dtype=torch.bool), itself_GCT], 2)
         distance_GCT = torch.cat([distance_GCP, distance_GCT], 2)
     masks = _masks(may_look_GCT, itself_GCT, distance_GCT, reach)
-    return Stream(position_N[None], masks, is_token_RS=is_token_N[None], prefix=prefix)
+    row = None
+    if not prefix and trains_in_16_bits(position_N):
+        row = PackedRow(places(history_N, position_N, is_token_N), _reaches(reach))
+    return Stream(position_N[None], masks, is_token_RS=is_token_N[None], row=row, prefix=prefix)
 
 
 def in_rows(position_BS: Tensor, is_token_BS: Tensor, seen: "Seen", reach: Reach) -> Stream:
@@ -131,6 +154,14 @@ def _masks(may_look: Tensor, itself: Tensor, distance: Tensor, reach: Reach) -> 
     if reach.window is not None:
         masks[reach.window] = (may_look & (distance < reach.window) | itself)[:, None]
     return masks
+
+
+def _reaches(reach: Reach) -> dict[int | None, int | None]:
+    """By the window of a layer, as `_masks`."""
+    if reach.window is None:
+        return {None: reach.tokens}
+    window = reach.window if reach.tokens is None else min(reach.window, reach.tokens)
+    return {None: reach.tokens, reach.window: window}
 
 
 def _block_size(N: int, longest: int) -> tuple[int, int]:
@@ -183,6 +214,8 @@ def _attend(
         return plain
     if stream.kept is not None:
         stream.kept[module.layer_idx] = (k_RHTK, v_RHTK)
+    if stream.row is not None and serves(v_RHTK) and not settings.get("dropout"):
+        return stream.row.attend(q_RHSK, k_RHTK, v_RHTK, settings), None
     mask = stream.masks.get(settings.get("sliding_window"), stream.masks[None])
     before = stream.prefix[module.layer_idx] if stream.prefix else (k_RHTK[:, :, :0], v_RHTK[:, :, :0])
     n_groups = q_RHSK.shape[1] // k_RHTK.shape[1]

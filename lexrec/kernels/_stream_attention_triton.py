@@ -1,0 +1,194 @@
+"""Kernels of `stream_attention.py`: a program does one head of a block of slots.
+
+Forward keeps running sums over the blocks of keys from the beginning of its first slot's history on; backward
+makes the weights anew from the logarithm of their sum. One kernel makes the gradients of queries, one those
+of keys and values, for all heads of queries that share them: every sum is in one program, in one order.
+
+    y_n = sum_t p_nt v_t      dv_t = sum_n p_nt dy_n      ds_nt = p_nt (<dy_n, v_t> - <dy_n, y_n>)
+
+Dimension key: N slots, H heads of queries, G of keys, K head width, n: queries, t: keys, k: of one tile.
+"""
+
+# mypy: disable-error-code="untyped-decorator, no-untyped-def, no-untyped-call, import-untyped"
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lexrec.kernels._jit import kernel
+
+_LOG2E = tl.constexpr(1.4426950408889634)
+_CELLS = 64 * 128
+"""Numbers of a tile of heads, at most."""
+
+
+class Look(NamedTuple):
+    """Who may look at whom, and by which scale."""
+
+    place_4N: Tensor
+    reach: int
+    scale: float
+
+
+def attention(q_NHK: Tensor, k_NGK: Tensor, v_NGK: Tensor, look: Look) -> tuple[Tensor, Tensor]:
+    """What slots see, [N, H, K], and the binary logarithm of their weights' sums, [H, N]; all contiguous."""
+    grid, sizes = _sizes(q_NHK, k_NGK)
+    N, H, _ = q_NHK.shape
+    y_NHK, log_sum_HN = torch.empty_like(q_NHK), q_NHK.new_empty(H, N, dtype=torch.float32)
+    _forward[(grid, H)](q_NHK, k_NGK, v_NGK, *look, y_NHK, log_sum_HN, N, **sizes)
+    return y_NHK, log_sum_HN
+
+
+def gradients(
+    given: tuple[Tensor, Tensor, Tensor], made: tuple[Tensor, Tensor, Tensor], look: Look
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of queries, keys and values; `made` is what `attention` gave, and the gradient of what slots see."""
+    q_NHK, k_NGK, _ = given
+    y_NHK, log_sum_HN, grad_NHK = made
+    grid, sizes = _sizes(q_NHK, k_NGK)
+    (N, H, _), G = q_NHK.shape, k_NGK.shape[1]
+    of_q, of_k, of_v = (torch.empty_like(x) for x in given)
+    along_HN = torch.empty_like(log_sum_HN)
+    _of_queries[(grid, H)](*given, *look, y_NHK, log_sum_HN, grad_NHK, along_HN, of_q, N, **sizes)
+    _of_keys[(grid, G)](*given, *look, log_sum_HN, grad_NHK, along_HN, of_k, of_v, N, **sizes)
+    return of_q, of_k, of_v
+
+
+def _sizes(q_NHK: Tensor, k_NGK: Tensor) -> tuple[int, dict[str, Any]]:
+    """Blocks of slots, and what a program is compiled for."""
+    N, H, K = q_NHK.shape
+    TILE_K = max(16, triton.next_power_of_2(K))
+    block = min(64, _CELLS // TILE_K)
+    sizes = {"H": H, "G": k_NGK.shape[1], "K": K, "BLOCK": block, "TILE_K": TILE_K, "num_warps": 4}
+    return triton.cdiv(N, block), sizes
+
+
+@kernel
+def _heads(x, n, h, N, H: tl.constexpr, K: tl.constexpr, TILE_K: tl.constexpr):
+    """Where a head of slots is, and True where there is one."""
+    k = tl.arange(0, TILE_K)
+    return x + (n.to(tl.int64)[:, None] * H + h) * K + k[None, :], (n < N)[:, None] & (k < K)[None, :]
+
+
+@kernel
+def _may_look(place, n, t, N, reach):
+    """True where query n looks at key t; both lie in the stream or see nothing."""
+    start_n = tl.load(place + n, mask=n < N, other=0)
+    position_n = tl.load(place + 2 * N + n, mask=n < N, other=0)
+    seen_t = tl.load(place + 3 * N + t, mask=t < N, other=0)
+    is_before_nt = (start_n[:, None] <= t[None, :]) & (t[None, :] <= n[:, None])
+    is_near_nt = position_n[:, None] - seen_t[None, :] < reach
+    return ((is_before_nt & is_near_nt) | (t[None, :] == n[:, None])) & (n < N)[:, None]
+
+
+@kernel
+def _forward(
+    query, key, value, place, reach, scale, out, log_sum, N,
+    H: tl.constexpr, G: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr, TILE_K: tl.constexpr,
+):  # fmt: skip
+    block, h = tl.program_id(0), tl.program_id(1)
+    n = block * BLOCK + tl.arange(0, BLOCK)
+    at_nk, is_in_nk = _heads(query, n, h, N, H, K, TILE_K)
+    query_nk = tl.load(at_nk, mask=is_in_nk, other=0.0)
+    most_n = tl.full([BLOCK], -1.0e30, tl.float32)
+    sum_n = tl.zeros([BLOCK], tl.float32)
+    y_nk = tl.zeros([BLOCK, TILE_K], tl.float32)
+    first = tl.load(place + block * BLOCK) // BLOCK * BLOCK
+    for start in range(first, (block + 1) * BLOCK, BLOCK):
+        t = start + tl.arange(0, BLOCK)
+        may_look_nt = _may_look(place, n, t, N, reach)
+        at_tk, is_in_tk = _heads(key, t, h // (H // G), N, G, K, TILE_K)
+        key_tk = tl.load(at_tk, mask=is_in_tk, other=0.0)
+        score_nt = tl.dot(query_nk, tl.trans(key_tk), input_precision="ieee") * (scale * _LOG2E)
+        score_nt = tl.where(may_look_nt, score_nt, -1.0e30)
+        more_n = tl.maximum(most_n, tl.max(score_nt, 1))
+        weight_nt = tl.where(may_look_nt, tl.exp2(score_nt - more_n[:, None]), 0.0)
+        fade_n = tl.exp2(most_n - more_n)
+        at_tk, is_in_tk = _heads(value, t, h // (H // G), N, G, K, TILE_K)
+        value_tk = tl.load(at_tk, mask=is_in_tk, other=0.0)
+        y_nk = y_nk * fade_n[:, None] + tl.dot(weight_nt.to(value_tk.dtype), value_tk, input_precision="ieee")
+        sum_n = sum_n * fade_n + tl.sum(weight_nt, 1)
+        most_n = more_n
+    sum_n = tl.maximum(sum_n, 1.0e-30)
+    at_nk, is_in_nk = _heads(out, n, h, N, H, K, TILE_K)
+    tl.store(at_nk, y_nk / sum_n[:, None], mask=is_in_nk)
+    tl.store(log_sum + h * N + n, most_n + tl.log2(sum_n), mask=n < N)
+
+
+@kernel
+def _slopes(query_nk, key_tk, value_tk, grad_nk, log_sum_n, along_n, may_look_nt, scale):
+    """Weights, and derivatives of the scores before they are scaled."""
+    score_nt = tl.dot(query_nk, tl.trans(key_tk), input_precision="ieee") * (scale * _LOG2E)
+    weight_nt = tl.where(may_look_nt, tl.exp2(tl.where(may_look_nt, score_nt - log_sum_n[:, None], 0.0)), 0.0)
+    pull_nt = tl.dot(grad_nk, tl.trans(value_tk), input_precision="ieee")
+    return weight_nt, weight_nt * (pull_nt - along_n[:, None])
+
+
+@kernel
+def _of_queries(
+    query, key, value, place, reach, scale, y, log_sum, grad, along, out, N,
+    H: tl.constexpr, G: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr, TILE_K: tl.constexpr,
+):  # fmt: skip
+    block, h = tl.program_id(0), tl.program_id(1)
+    n = block * BLOCK + tl.arange(0, BLOCK)
+    at_nk, is_in_nk = _heads(query, n, h, N, H, K, TILE_K)
+    query_nk = tl.load(at_nk, mask=is_in_nk, other=0.0)
+    at_nk, is_in_nk = _heads(grad, n, h, N, H, K, TILE_K)
+    grad_nk = tl.load(at_nk, mask=is_in_nk, other=0.0)
+    at_nk, is_in_nk = _heads(y, n, h, N, H, K, TILE_K)
+    y_nk = tl.load(at_nk, mask=is_in_nk, other=0.0)
+    along_n = tl.sum(grad_nk.to(tl.float32) * y_nk.to(tl.float32), 1)
+    tl.store(along + h * N + n, along_n, mask=n < N)
+    log_sum_n = tl.load(log_sum + h * N + n, mask=n < N, other=0.0)
+    of_query_nk = tl.zeros([BLOCK, TILE_K], tl.float32)
+    first = tl.load(place + block * BLOCK) // BLOCK * BLOCK
+    for start in range(first, (block + 1) * BLOCK, BLOCK):
+        t = start + tl.arange(0, BLOCK)
+        may_look_nt = _may_look(place, n, t, N, reach)
+        at_tk, is_in_tk = _heads(key, t, h // (H // G), N, G, K, TILE_K)
+        key_tk = tl.load(at_tk, mask=is_in_tk, other=0.0)
+        at_tk, is_in_tk = _heads(value, t, h // (H // G), N, G, K, TILE_K)
+        value_tk = tl.load(at_tk, mask=is_in_tk, other=0.0)
+        _, slope_nt = _slopes(query_nk, key_tk, value_tk, grad_nk, log_sum_n, along_n, may_look_nt, scale)
+        of_query_nk += tl.dot(slope_nt.to(key_tk.dtype), key_tk, input_precision="ieee")
+    at_nk, is_in_nk = _heads(out, n, h, N, H, K, TILE_K)
+    tl.store(at_nk, of_query_nk * scale, mask=is_in_nk)
+
+
+@kernel
+def _of_keys(
+    query, key, value, place, reach, scale, log_sum, grad, along, out_key, out_value, N,
+    H: tl.constexpr, G: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr, TILE_K: tl.constexpr,
+):  # fmt: skip
+    block, g = tl.program_id(0), tl.program_id(1)
+    t = block * BLOCK + tl.arange(0, BLOCK)
+    at_tk, is_in_tk = _heads(key, t, g, N, G, K, TILE_K)
+    key_tk = tl.load(at_tk, mask=is_in_tk, other=0.0)
+    at_tk, is_in_tk = _heads(value, t, g, N, G, K, TILE_K)
+    value_tk = tl.load(at_tk, mask=is_in_tk, other=0.0)
+    of_key_tk = tl.zeros([BLOCK, TILE_K], tl.float32)
+    of_value_tk = tl.zeros([BLOCK, TILE_K], tl.float32)
+    # Nobody behind the history of the block's last key looks at any of it.
+    last = tl.load(place + N + tl.minimum((block + 1) * BLOCK, N) - 1)
+    for start in range(block * BLOCK, last, BLOCK):
+        n = start + tl.arange(0, BLOCK)
+        may_look_nt = _may_look(place, n, t, N, reach)
+        for h in range(g * (H // G), (g + 1) * (H // G)):
+            at_nk, is_in_nk = _heads(query, n, h, N, H, K, TILE_K)
+            query_nk = tl.load(at_nk, mask=is_in_nk, other=0.0)
+            at_nk, is_in_nk = _heads(grad, n, h, N, H, K, TILE_K)
+            grad_nk = tl.load(at_nk, mask=is_in_nk, other=0.0)
+            log_sum_n = tl.load(log_sum + h * N + n, mask=n < N, other=0.0)
+            along_n = tl.load(along + h * N + n, mask=n < N, other=0.0)
+            weight_nt, slope_nt = _slopes(
+                query_nk, key_tk, value_tk, grad_nk, log_sum_n, along_n, may_look_nt, scale
+            )
+            of_value_tk += tl.dot(tl.trans(weight_nt.to(grad_nk.dtype)), grad_nk, input_precision="ieee")
+            of_key_tk += tl.dot(tl.trans(slope_nt.to(query_nk.dtype)), query_nk, input_precision="ieee")
+    at_tk, is_in_tk = _heads(out_key, t, g, N, G, K, TILE_K)
+    tl.store(at_tk, of_key_tk * scale, mask=is_in_tk)
+    at_tk, is_in_tk = _heads(out_value, t, g, N, G, K, TILE_K)
+    tl.store(at_tk, of_value_tk, mask=is_in_tk)
