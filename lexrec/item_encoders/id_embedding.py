@@ -18,6 +18,10 @@ from lexrec.item_encoders.base import (
 from lexrec.kernels.rows import take_rows
 
 
+STD = 0.02
+"""Of the entries of an item's vector at the start."""
+
+
 class IdEmbeddingConfig(ItemEncoderConfig):
     """The plain id embedding has nothing to choose."""
 
@@ -46,9 +50,9 @@ class IdEmbedding(ItemEncoder):
 
 
 def id_table(catalogue: Catalogue) -> nn.Embedding:
-    """n_items + 2 rows drawn from N(0, .02), with a zero row for padding."""
+    """n_items + 2 rows drawn from N(0, STD), with a zero row for padding."""
     embedding = nn.Embedding(catalogue.n_items + 2, catalogue.dim, padding_idx=PAD)
-    nn.init.normal_(embedding.weight[1:], std=0.02)
+    nn.init.normal_(embedding.weight[1:], std=STD)
     return embedding
 
 

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from lexrec.data.batch import PAD, Batch
 from lexrec.item_encoders.base import Embedded, ExpertView, ItemEncoder, ScoringTable
+from lexrec.item_encoders.id_embedding import STD
 from lexrec.lm import loading
 from lexrec.lm.prompt import Prompt
 from lexrec.lm.settings import LmConfig
@@ -35,8 +36,6 @@ from lexrec.lm.sources import find
 from lexrec.lm.stream import Reach, packed
 from lexrec.tokens import cache
 
-_STD = 0.02
-"""Of the entries of a text vector, as of an id vector at the start."""
 _TEXTS_AT_ONCE = 512
 _TEMPERATURE = 0.05
 """Of cosines between histories and items."""
@@ -194,5 +193,5 @@ def _read_all(config: LmConfig, texts: Prompt) -> Tensor:
 def _standardised(mean_ID: Tensor, has_text_I: Tensor) -> Tensor:
     known_ND = mean_ID[has_text_I]
     centred_ID = (mean_ID - known_ND.mean(0)) * has_text_I[:, None]
-    standardised_ID: Tensor = F.normalize(centred_ID, dim=0) * _STD * len(known_ND) ** 0.5
+    standardised_ID: Tensor = F.normalize(centred_ID, dim=0) * STD * len(known_ND) ** 0.5
     return standardised_ID

@@ -21,6 +21,8 @@ from lexrec.lm.stream import ATTENTION, KeyValues, Reach, Stream, packed, regist
 
 _PRETRAINED = "is_pretrained"
 """Attribute of a parameter that is trained."""
+_READ = 64
+"""Tokens that are read to see how large what runs through the layers is."""
 
 
 def load(config: LmConfig) -> "LanguageModel":
@@ -213,6 +215,23 @@ class LanguageModel(nn.Module):
     def pretrained(self) -> list[nn.Parameter]:
         """The trained parameters that started from what the language model knows."""
         return [p for p in self.causal.parameters() if p.requires_grad and getattr(p, _PRETRAINED, False)]
+
+    @torch.no_grad()
+    def stream_size(self) -> float:
+        """Root mean square of what reaches the last layer, as layers are now, when they read text.
+
+        The median over 64 tokens of the vocabulary.
+        """
+        embedding = self.causal.get_input_embeddings()
+        V = embedding.num_embeddings
+        token_N = torch.linspace(0, V - 1, _READ + 2, device=embedding.weight.device).long()[1:-1]
+        with self.arithmetic(token_N.device):
+            x_1NW = self.embed_text(token_N)[None].float()
+            streams_RSW = self.decoder(
+                inputs_embeds=x_1NW, use_cache=False, output_hidden_states=True
+            ).hidden_states
+        # The last of them is normed.
+        return float(streams_RSW[-2].float().square().mean(-1).sqrt().median())
 
     def train_attention(self) -> None:
         """Attention and norms are trained: all but the feed-forward parts, the text table and the head."""

@@ -2,7 +2,7 @@
 
 Paper: IDIOMoE, https://arxiv.org/abs/2510.05125
 
-    x_t = s E[item_t] for an item, the language model's own s T[token_t] for text      T frozen, E trained
+    x_t = c E[item_t] for an item, the language model's own s T[token_t] for text      T frozen, E trained
     h   = the language model's layers over x, their feed-forward part chosen by the token's type
     r_i = <norm(h_t), E[i]>                                       the head, restricted to item rows
 
@@ -13,8 +13,10 @@ What is put into the language model is an adapter (lexrec/lm/adapters): the pape
 
 Histories are packed into one stream of tokens that do not see each other's (lexrec/lm/stream.py).
 
-Not in the abstract that is public, hence ours: sizes, initialisation, the form of the prompt, dropout on the
-input, where the next item is read, and what stands before a history.
+Not the paper's: c, by which an item enters as large as what reaches the last layer; N(0, .02) is a
+thousandth of it and drowns in what attention adds (`item_scale=1` is the paper's). Not in the abstract that
+is public, hence ours: sizes, initialisation, the form of the prompt, dropout, where the next item is read,
+and what stands before a history.
 
 Dimension key: B batch, L positions, N events, T text places of an event, S slots, W width (here also D).
 """
@@ -31,7 +33,7 @@ from lexrec.config import Config, component_config
 from lexrec.data.batch import Batch, Places, with_slots
 from lexrec.errors import ConfigError
 from lexrec.item_encoders.base import Catalogue, Embedded, ItemEncoder
-from lexrec.item_encoders.id_embedding import IdEmbedding
+from lexrec.item_encoders.id_embedding import STD, IdEmbedding
 from lexrec.lm import layer_dropout, loading
 from lexrec.lm.adapters.experts import ExpertsConfig
 from lexrec.lm.item_text import TextAdded, TextItems, text_vectors
@@ -87,9 +89,10 @@ class IdiomoeConfig(ModelConfig):
     """On item vectors as they enter."""
     layer_dropout: float = Field(0.0, ge=0, lt=1)
     """On what attention and feed-forward part of each layer add."""
-    item_scale: float = Field(1.0, gt=0)
-    """Factor on item vectors as they enter the first layer, where pretrained attention adds a hundred times
-    their size; items are scored by the vectors as they are."""
+    item_scale: float | None = Field(None, gt=0)
+    """Factor on item vectors as they enter the first layer, beside the family's own; items are scored by the
+    vectors as they are. null: as large as what reaches the last layer when text is read, else what layers
+    add drowns them (1, the paper's)."""
 
     @model_validator(mode="after")
     def _texts_fit(self) -> Self:
@@ -120,6 +123,7 @@ class Idiomoe(SequenceModel):
 
     config: IdiomoeConfig
     begin_1P: Tensor
+    item_scale: Tensor
 
     def __init__(self, config: IdiomoeConfig, items: ItemEncoder) -> None:
         super().__init__()
@@ -141,6 +145,7 @@ class Idiomoe(SequenceModel):
         self.questions: Questions | None = None
         self.reasons: Reasons | None = None
         begin = self.lm.begin_tokens() if config.begin else []
+        self.register_buffer("item_scale", torch.tensor(self._scale_of_items()))
         self.register_buffer("begin_1P", torch.tensor([begin], dtype=torch.int64), persistent=False)
         self.dropout = nn.Dropout(config.dropout)
         save_only_trained(self)
@@ -344,10 +349,12 @@ class Idiomoe(SequenceModel):
     def _read_places(self, events: Events) -> Tensor:
         return events.item_place_N if self.config.read_at == "item" else events.end_place_N
 
-    @property
-    def _item_scale(self) -> float:
-        """Beside the family's own; of texts in items' places there is none."""
-        return self.lm.scale * (1.0 if self.config.text_as == "items" else self.config.item_scale)
+    def _scale_of_items(self) -> float:
+        # What stands in items' places before texts is a vector of the language model's own.
+        if self.config.text_as == "items":
+            return self.lm.scale
+        wanted = self.config.item_scale
+        return self.lm.eval().stream_size() / STD if wanted is None else self.lm.scale * wanted
 
     @property
     def _reach(self) -> Reach:
@@ -355,7 +362,7 @@ class Idiomoe(SequenceModel):
 
     def _vectors(self, events: Events, x_NW: Tensor) -> Tensor:
         """What enters the first layer: an item's vector, then those of its text, [N, 1 + T, W]."""
-        x_NW = self.dropout(self._item_scale * x_NW)
+        x_NW = self.dropout(self.item_scale * x_NW)
         if not self.prompt.n_texts:
             return x_NW[:, None]
         text_NTW = self.lm.embed_text(self.prompt.token_IT[events.item_N])
@@ -374,7 +381,7 @@ class Idiomoe(SequenceModel):
         """What the item encoder adds after the first layer, [N, 1 + T, W]; zero at texts."""
         if embedded.after_block0_BLD is None:
             return None
-        added_NW = self._item_scale * places.pack(embedded.after_block0_BLD)
+        added_NW = self.item_scale * places.pack(embedded.after_block0_BLD)
         return F.pad(added_NW[:, None], (0, 0, 0, self.prompt.n_texts))
 
 

@@ -25,7 +25,7 @@ def test_every_layer_adds_nothing_where_all_is_dropped(adapter: str) -> None:
     batch = collate(HISTORIES, MAX_LEN)
     with torch.no_grad():
         newest_BW = model.items(batch).x_BLD[:, -1]
-        bare_BW = model.lm.decoder.norm(model.lm.scale * newest_BW)
+        bare_BW = model.lm.decoder.norm(model.item_scale * newest_BW)
         found_BW = model.encode_next(batch).hidden_BLD[:, -1]
     assert_close(found_BW, bare_BW, atol=1e-4, rtol=1e-4)
 
@@ -51,7 +51,7 @@ def test_layers_computed_again_would_drop_something_else() -> None:
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
 def test_an_item_enters_as_if_its_vector_were_larger(family: str) -> None:
     scaled = built("experts", family, columns=(), item_scale=30.0)
-    larger = built("experts", family, columns=())
+    larger = built("experts", family, columns=(), item_scale=1.0)
     batch = collate(HISTORIES, MAX_LEN)
     with torch.no_grad():
         larger.items.embedding.weight.mul_(30.0)  # type: ignore[union-attr, operator]
@@ -66,3 +66,27 @@ def test_texts_in_items_places_keep_their_size() -> None:
     batch = collate(HISTORIES, MAX_LEN)
     with torch.no_grad():
         assert torch.equal(plain(batch).hidden_BLD, scaled(batch).hidden_BLD)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_items_enter_as_large_as_what_reaches_the_last_layer(family: str) -> None:
+    model = built("experts", family, columns=())
+    sizes: list[torch.Tensor] = []
+    for layer in list(model.lm.layers)[:-1]:
+        layer.register_forward_hook(
+            lambda _, __, out: sizes.append((out[0] if isinstance(out, tuple) else out)[0])
+        )
+    n_tokens = model.lm.causal.get_input_embeddings().num_embeddings
+    token_1N = torch.linspace(0, n_tokens - 1, 66).long()[None, 1:-1]
+    with torch.no_grad():
+        model.lm.decoder(input_ids=token_1N)
+        reaching = float(sizes[-1].norm(dim=-1).median())
+        item_D = model.items.lookup(torch.tensor([3]))[0]  # type: ignore[operator]
+    assert float(model.item_scale) * 0.02 * len(item_D) ** 0.5 == pytest.approx(reaching, rel=1e-4)
+
+
+def test_the_factor_is_saved_with_what_was_trained() -> None:
+    saved = built("experts", columns=(), item_scale=7.0).state_dict()
+    fresh = built("experts", columns=())
+    fresh.load_state_dict(saved)
+    assert float(fresh.item_scale) == 7.0

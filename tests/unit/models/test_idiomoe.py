@@ -169,7 +169,7 @@ def test_a_prompt_is_read_as_the_language_model_would_read_it(family: str) -> No
             words = [*title.split()[:3], ";", *category.split()[:3]]
             tokens = torch.tensor([token_of.get(word, token_of["<unk>"]) for word in words])
             vectors += [
-                model.lm.scale * model.items.lookup(torch.tensor([item])),
+                model.item_scale * model.items.lookup(torch.tensor([item])),
                 model.lm.embed_text(tokens),
             ]
         expected = model.lm.decoder(inputs_embeds=torch.cat(vectors)[None], use_cache=False)[0][0, -1]
@@ -269,7 +269,7 @@ def test_bf16_trains_and_ranks_alike() -> None:
 def test_a_state_dict_holds_what_was_trained() -> None:
     model = built("llama", *TEXT)
     state = model.state_dict()
-    assert set(state) == {name for name, p in model.named_parameters() if p.requires_grad}
+    assert set(state) == {"item_scale", *(name for name, p in model.named_parameters() if p.requires_grad)}
     other = built("llama", *TEXT)
     trained_a_little(model)
     other.load_state_dict(model.state_dict())
@@ -281,7 +281,7 @@ def test_a_state_dict_holds_what_was_trained() -> None:
 
 @torch.no_grad()
 def test_what_an_encoder_adds_after_the_first_layer_is_scaled_like_its_vectors() -> None:
-    model = built("gemma3_text")
+    model = built("gemma3_text", "model.item_scale=3")
     model.items = build_encoder("mltfr", inject="after_block0").eval()
     batch, seen = collate([[3, 1, 4]], 3), []
     model.blocks[1].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
@@ -289,7 +289,7 @@ def test_what_an_encoder_adds_after_the_first_layer_is_scaled_like_its_vectors()
     model(batch)
     model.items.forward = lambda batch: with_it._replace(after_block0_BLD=None)  # type: ignore[method-assign]
     model(batch)
-    assert_close(seen[0] - seen[1], WIDTH**0.5 * with_it.after_block0_BLD, atol=1e-5, rtol=1e-4)
+    assert_close(seen[0] - seen[1], 3 * WIDTH**0.5 * with_it.after_block0_BLD, atol=1e-5, rtol=1e-4)
 
 
 def test_no_part_keeps_what_it_was_told() -> None:
@@ -330,8 +330,9 @@ def test_a_run_names_its_language_model_and_holds_only_what_was_trained(tmp_path
     with safe_open(weights, "pt") as file:
         names = set(file.keys())
     assert "items.embedding.weight" in names
+    names.remove("item_scale")
     assert all(".item." in name or name.startswith("items.") for name in names)
-    assert run.summary["parameters"] == sum(t.numel() for t in run.weights().values())
+    assert run.summary["parameters"] == sum(run.weights()[name].numel() for name in names)
     (run.path / "lm.json").write_text(json.dumps(card | {"sha256": "0" * 64}))
     with pytest.raises(RunError, match=r"was trained on language model .* 000000000000, found"):
         run.model()
@@ -441,7 +442,7 @@ def test_a_history_may_begin_as_a_text_does(family: str, budget: str) -> None:
         for item in (3, 1, 4):
             tokens = plain.prompt.token_IT[item, : plain.prompt.length_I[item]]
             embedded += [
-                plain.lm.scale * plain.items.lookup(torch.tensor([item])),
+                plain.item_scale * plain.items.lookup(torch.tensor([item])),
                 plain.lm.embed_text(tokens),
             ]
         expected = plain.lm.decoder(inputs_embeds=torch.cat(embedded)[None], use_cache=False)[0][0, -1]
