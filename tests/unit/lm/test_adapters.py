@@ -16,6 +16,7 @@ from lexrec.data.batch import collate
 from lexrec.errors import ConfigError
 from lexrec.item_encoders.base import Catalogue
 from lexrec.lm import layers, loading
+from lexrec.lm.adapters.experts import ExpertsConfig
 from lexrec.lm.settings import LmConfig
 from lexrec.lm.stream import Reach, packed
 from lexrec.models.idiomoe import Idiomoe, IdiomoeConfig
@@ -28,6 +29,7 @@ FAMILIES = language_models.FAMILIES
 
 ADAPTERS: dict[str, dict[str, Any]] = {
     "experts": {"name": "experts"},
+    "copies": {"name": "experts", "start": "pretrained"},
     "shared": {"name": "shared"},
     "scratch": {"name": "scratch"},
     "lora": {"name": "lora"},
@@ -39,7 +41,7 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "learned": {"name": "switch", "n_experts": 2, "shrink": 2},
     "hybrid": {"name": "switch", "over": "items", "n_experts": 2, "shrink": 2},
 }
-KEEPS_TEXT = ("experts", "moa", "mot", "hybrid")
+KEEPS_TEXT = ("experts", "copies", "moa", "mot", "hybrid")
 """Adapters under which text alone is read as it was pretrained."""
 
 every = pytest.mark.parametrize(
@@ -386,6 +388,7 @@ def test_an_unknown_adapter_names_the_known_ones() -> None:
 
 PRETRAINED = {
     "experts": (),
+    "copies": ("mlp",),
     "shared": ("mlp",),
     "scratch": (),
     "lora": (),
@@ -413,3 +416,13 @@ def test_attention_set_free_starts_pretrained() -> None:
     found = {name.split(".")[-3] for name, p in model.lm.named_parameters() if id(p) in known}
     assert "self_attn" in found
     assert "item" not in found
+
+
+def test_item_experts_that_start_as_copies_read_items_as_text_at_first() -> None:
+    copies, plain = built("copies", columns=()), built("shared", columns=())
+    with torch.no_grad():
+        assert torch.equal(copies(ragged()).hidden_BLD, plain(ragged()).hidden_BLD)
+    with pytest.raises(
+        ValueError, match="start=pretrained copies whole layers, shrink=2 wants narrower; set one"
+    ):
+        ExpertsConfig(start="pretrained", shrink=2)
