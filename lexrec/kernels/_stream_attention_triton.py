@@ -21,8 +21,8 @@ from torch import Tensor
 from lexrec.kernels._jit import kernel
 
 _LOG2E = tl.constexpr(1.4426950408889634)
-_CELLS = 64 * 128
-"""Numbers of a tile of heads, at most."""
+_CELLS = 64 * 64
+"""Numbers of a tile of heads: what a program keeps fits the multiprocessors of small GPUs too."""
 
 
 class Look(NamedTuple):
