@@ -17,7 +17,6 @@ from lexrec.item_encoders.base import (
 )
 from lexrec.kernels.rows import take_rows
 
-
 STD = 0.02
 """Of the entries of an item's vector at the start."""
 

@@ -5,8 +5,8 @@ Paper: IDIOMoE, https://arxiv.org/abs/2510.05125
     y_t = text(x_t) if token t is text, else item(x_t)      static, by token type; one expert a token
 
 `item` has the form of the language model's own layer (SwiGLU, GeGLU ...) and 1 / shrink of its inner width.
-It starts from N(0, initializer_range) of the language model's configuration; not the paper's: as a copy of the
-pretrained one.
+It starts from N(0, initializer_range) of the language model's configuration, or, which is ours, as a copy of
+the pretrained one.
 """
 
 from typing import Literal, Self
