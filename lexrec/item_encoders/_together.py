@@ -34,8 +34,10 @@ class Together:
         self.k, self.n_heads, self.tokens = experts[0].k, attentions[0].n_heads, tokens
         width = 2 * attentions[0].key.out_features
         self.answers = [expert.projected_VX[:, -width:] for expert in experts]
-        self.query = _stacked([attention.query for attention in attentions])
-        self.out = _stacked([attention.out for attention in attentions])
+        weight_EDD, bias_ED = _stacked([attention.query for attention in attentions])
+        self.query = weight_EDD.flatten(0, 1), bias_ED.flatten()
+        weight_EDD, bias_ED = _stacked([attention.out for attention in attentions])
+        self.out = bias_ED[:, None], weight_EDD.transpose(1, 2)
 
     @staticmethod
     def of(experts: Sequence[TokenExpert]) -> "Together | None":
@@ -53,37 +55,30 @@ class Together:
         (U, Q, D), E = query_UQD.shape, len(self.answers)
         token_EMK = self.tokens.choose(F.normalize(interest_MD, dim=-1), self.k)
         token_EUK = token_EMK if unit_U is None else token_EMK.index_select(1, unit_U)
-        asked_EUQD = _mapped(query_UQD.flatten(0, 1).expand(E, -1, -1), self.query).view(E, U, Q, D)
+        asked_EUQD = F.linear(query_UQD, *self.query).view(U, Q, E, D).permute(2, 0, 1, 3)
         step = max(1, _CHUNK_ROWS // (E * self.k))
         parts = [slice(first, first + step) for first in range(0, U, step)]
         mixed = [self._mixed(asked_EUQD[:, part], token_EUK[:, part]) for part in parts]
         mixed_EUQD = mixed[0] if len(mixed) == 1 else torch.cat(mixed, dim=1)
-        return _mapped(mixed_EUQD.flatten(1, 2), self.out).view(E, U, Q, D)
+        bias_E1D, weight_EDD = self.out
+        return torch.baddbmm(bias_E1D, mixed_EUQD.flatten(1, 2), weight_EDD).view(E, U, Q, D)
 
     def _mixed(self, query_EUQD: Tensor, token_EUK: Tensor) -> Tensor:
         """Attention of all heads, side by side, [E, U, Q, D]."""
         E, U, Q, D = query_EUQD.shape
-        answer_EUKX = torch.stack(
-            [
-                F.embedding(token_UK, answer_VX)
-                for token_UK, answer_VX in zip(token_EUK, self.answers, strict=True)
-            ]
-        )
+        answer_ENX = query_EUQD.new_empty(E, U * self.k, 2 * D)
+        for token_UK, answer_VX, found_NX in zip(token_EUK, self.answers, answer_ENX, strict=True):
+            # Straight into its place: another copy would cost half as much again.
+            torch.index_select(answer_VX, 0, token_UK.reshape(-1), out=found_NX)
         q_JHQC = query_EUQD.reshape(E * U, Q, self.n_heads, -1).transpose(1, 2)
-        k_JHKC, v_JHKC = answer_EUKX.view(E * U, self.k, 2, self.n_heads, -1).permute(2, 0, 3, 1, 4)
-        share_JHQK = (q_JHQC @ k_JHKC.transpose(-1, -2) * q_JHQC.shape[-1] ** -0.5).softmax(dim=-1)
-        mixed_JHQC: Tensor = share_JHQK @ v_JHKC
+        k_JHKC, v_JHKC = answer_ENX.view(E * U, self.k, 2, self.n_heads, -1).permute(2, 0, 3, 1, 4)
+        mixed_JHQC = F.scaled_dot_product_attention(q_JHQC, k_JHKC, v_JHKC)
         return mixed_JHQC.transpose(1, 2).reshape(E, U, Q, D)
 
 
 def _stacked(layers: Sequence[nn.Linear]) -> tuple[Tensor, Tensor]:
-    """Weights, transposed, [E, D, D], and biases, [E, 1, D], of one map of each expert."""
-    weight_EDD = torch.stack([layer.weight.detach().T for layer in layers])
-    zero_D = torch.zeros(weight_EDD.shape[2])
+    """Weights, [E, D, D], and biases, [E, D], of one map of each expert."""
+    weight_EDD = torch.stack([layer.weight.detach() for layer in layers])
+    zero_D = torch.zeros(weight_EDD.shape[1])
     bias_ED = torch.stack([zero_D if layer.bias is None else layer.bias.detach() for layer in layers])
-    return weight_EDD, bias_ED[:, None]
-
-
-def _mapped(x_END: Tensor, layer: tuple[Tensor, Tensor]) -> Tensor:
-    weight_EDD, bias_E1D = layer
-    return torch.baddbmm(bias_E1D, x_END, weight_EDD)
+    return weight_EDD, bias_ED

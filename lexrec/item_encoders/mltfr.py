@@ -95,8 +95,13 @@ class Mltfr(ItemEncoder):
             added_BLD = added_BLD + plain.after_block0_BLD
         return Embedded(e_BLD, plain.aux, added_BLD)
 
-    def _ready(self) -> Sequence[Ready | None]:
-        """What experts can make before they know their batch, where they can make something."""
+    def _ready(self) -> Sequence[Ready | None] | None:
+        """What experts can make before they know their batch, where they can make something.
+
+        None where they have made all they can, and are asked as one.
+        """
+        if self._together is not None and self._is_frozen():
+            return None
         experts: list[TokenExpert] = list(self.experts)  # type: ignore[arg-type]
         if not all(expert.reads_once() for expert in experts):
             return [None] * len(experts)
@@ -128,7 +133,7 @@ class Mltfr(ItemEncoder):
         for consensus in self.consensus:
             consensus.agree(experts, weight_E)  # type: ignore[operator]
 
-    def _added(self, asked: Interests, ready_E: Sequence[Ready | None]) -> Tensor:
+    def _added(self, asked: Interests, ready_E: Sequence[Ready | None] | None) -> Tensor:
         """What the experts, and in Round 2 their consensus, add to each query (eq. 15).
 
         What experts add is much alike for all users and positions. Unbounded, it outgrows the item vectors
@@ -136,7 +141,8 @@ class Mltfr(ItemEncoder):
         """
         gate_RE = self._gate(asked.query_UQD).flatten(0, 1)
         cap, vector_RD = self.config.cap, asked.query_UQD.flatten(0, 1)
-        if self._together is not None and self._is_frozen():
+        if ready_E is None:
+            assert self._together is not None
             out_ERD = self._together(asked).flatten(1, 2)
             return gated_mixture(gate_RE, out_ERD, vector_RD, cap).view_as(asked.query_UQD)
         out_EUQD, chosen_E = zip(*side_by_side(list(self.experts), asked, ready_E), strict=True)

@@ -1,4 +1,4 @@
-"""float32 products at inference on a CPU, by oneDNN.
+"""Products at inference on a CPU, by oneDNN: of float32, and of 8 bits (`ByteProducts`).
 
 PyTorch gives float32 products to MKL and only those of 16 bits to oneDNN. On processors of other makers than
 MKL's own that costs more than half of the speed: 107 against 250 GFLOP/s on a core of an EPYC with AVX-512.
@@ -21,6 +21,8 @@ _ALIKE, _STRIP = 2, 4
 """Rows from which on a product's bits depend on nothing but its row by oneDNN; by others, those of a strip:
 on several threads they round the end of a short one differently."""
 
+_MOST, _SHIFT = 255, 128
+"""The largest number of 8 bits, and what numbers without a sign are more than those with one."""
 _MOST_LAID_OUT = 2**24
 """Numbers of a table up to which a second copy, laid out for oneDNN, is kept: 64 MiB."""
 
@@ -101,3 +103,58 @@ def _has_operator() -> bool:
         return bool(torch.ops.mkldnn._linear_pointwise and torch.ops.mkldnn._reorder_linear_weight)
     except AttributeError:
         return False
+
+
+class ByteProducts:
+    """Products of whole numbers of 8 bits with rows that stay, rounded to 8 bits themselves.
+
+    What is multiplied and added up is exact in between. The operator is TorchInductor's here too; it writes a
+    quarter of the bytes that exact products have. Without it those are made first.
+
+    Args:
+        row_ED: int8, none below -127.
+        unit: what a product of 1 is worth.
+    """
+
+    def __init__(self, row_ED: Tensor, unit: float) -> None:
+        self.unit = unit
+        self._is_laid_out = _multiplies_bytes()
+        self._row_ED = _laid_out(row_ED) if self._is_laid_out else row_ED
+
+    def __call__(self, x_ND: Tensor) -> Tensor:
+        """Products times the unit, what is below 0 as 0 and above 255 as 255, uint8 [N, E].
+
+        Args:
+            x_ND: whole numbers from -127 to 127, in float32.
+        """
+        if self._is_laid_out:
+            return _byte_products(x_ND, self._row_ED, self.unit)
+        sum_NE = torch._int_mm(x_ND.to(torch.int8), self._row_ED.T)
+        return (sum_NE * self.unit).round_().clamp_(0, _MOST).to(torch.uint8)
+
+
+def _laid_out(row_ED: Tensor) -> Tensor:
+    laid_out_ED: Tensor = torch.ops.onednn.qlinear_prepack(row_ED, [_STRIP, row_ED.shape[1]])
+    return laid_out_ED
+
+
+def _byte_products(x_ND: Tensor, laid_out_ED: Tensor, unit: float) -> Tensor:
+    """By oneDNN, whose numbers on the left have no sign: they are shifted; it takes off what that adds."""
+    given = (x_ND + _SHIFT).to(torch.uint8), unit, _SHIFT
+    rows = laid_out_ED, torch.ones(1), torch.zeros(1, dtype=torch.int64)
+    y_NE: Tensor = torch.ops.onednn.qlinear_pointwise(
+        *given, *rows, None, 1.0, 0, torch.uint8, "none", [], ""
+    )
+    return y_NE
+
+
+@cache
+def _multiplies_bytes() -> bool:
+    """True if this PyTorch has the operators, and this processor adds up the largest numbers exactly."""
+    largest_ED = torch.full((_STRIP, 64), 127)
+    try:
+        y_NE = _byte_products(largest_ED.float(), _laid_out(largest_ED.to(torch.int8)), 1 / 127**2)
+    except (AttributeError, RuntimeError):
+        return False
+    # Without instructions for it, sums of two end at 2**15.
+    return bool((y_NE == largest_ED.shape[1]).all())

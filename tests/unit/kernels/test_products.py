@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from lexrec.kernels import products
-from lexrec.kernels.products import ScoredRows, product
+from lexrec.kernels.products import ByteProducts, ScoredRows, product
 
 THREADS = [1, 2]
 LARGE, SMALL = (170, 64, 64), (3, 5, 7)
@@ -93,3 +93,26 @@ def test_autocast_and_transformations_are_left_to_pytorch() -> None:
         each = torch.func.vmap(lambda x_D: product(x_D[None].expand(N, D), weight_ED))(x_ND[:3])
         assert each.shape == (3, N, E)
         assert product(x_ND.double(), weight_ED.double()).dtype == torch.float64
+
+
+@pytest.fixture(params=[True, False], ids=["one_pass", "several"])
+def has_operator(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Both ways to products of bytes; one may be missing here."""
+    if request.param and not products._multiplies_bytes():
+        pytest.skip("this processor or PyTorch has no products of bytes in one pass")
+    monkeypatch.setattr(products, "_multiplies_bytes", lambda: request.param)
+    return bool(request.param)
+
+
+@pytest.mark.usefixtures("has_operator")
+@pytest.mark.parametrize(("N", "D", "E"), [(1, 64, 512), (7, 64, 1000), (33, 24, 260), (2, 100, 64)])
+def test_products_of_bytes_are_exact_but_for_their_last_rounding(N: int, D: int, E: int) -> None:
+    x_ND, row_ED = torch.randint(-127, 128, (N, D)), torch.randint(-127, 128, (E, D))
+    x_ND[0], row_ED[0], row_ED[1] = 127, 127, -127
+    unit = 255 / (127**2 * D**0.5)
+    found_NE = ByteProducts(row_ED.to(torch.int8), unit)(x_ND.float())
+    assert found_NE.dtype == torch.uint8
+    exact_NE = ((x_ND @ row_ED.T).double() * unit).clamp(0, 255)
+    assert (found_NE.double() - exact_NE).abs().max() <= 0.5 + 1e-4
+    assert found_NE[0, :2].tolist() == [255, 0]
+    assert 0 < (found_NE > 0).double().mean() < 1

@@ -2,12 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lexrec.kernels import short_tokens
+from lexrec.kernels import products, short_tokens
 from lexrec.kernels.short_tokens import ShortTokens
 from lexrec.kernels.token_filter import ShiftedGumbel, choose_tokens
 
@@ -57,6 +58,44 @@ def test_several_tables_are_chosen_from_at_once(monkeypatch: pytest.MonkeyPatch,
     assert token_EMK.shape == (3, n_queries, 17)
     for token_MK, token_VD in zip(token_EMK, tables, strict=True):
         assert_the_best(token_MK, query_MD, token_VD, 17)
+
+
+def test_without_products_of_bytes_the_choice_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_multiplies_bytes", lambda: False)
+    token_VD, query_MD = tokens(5000, common=1.0), torch.randn(9, 64)
+    token_MK = ShortTokens([token_VD]).choose(F.normalize(query_MD, dim=1), 20)[0]
+    assert_the_best(token_MK, query_MD, token_VD, 20)
+
+
+@pytest.mark.parametrize("n_near", [5, 40, 2000])
+def test_where_scores_end_the_choice_goes_on(n_near: int) -> None:
+    """Tokens beside the query, fewer or more than K, all score as high as 8 bits go."""
+    token_VD, query_MD = tokens(6000), torch.randn(3, 64)
+    token_VD[::3][:n_near] = F.normalize(query_MD[:1] + 0.02 * torch.randn(n_near, 64), dim=1)
+    token_MK = ShortTokens([token_VD]).choose(F.normalize(query_MD, dim=1), 20)[0]
+    assert_the_best(token_MK, query_MD, token_VD, 20)
+
+
+def test_few_tokens_are_scored_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: list[int] = []
+    by_rows = short_tokens._by_rows
+
+    def counted(row_S, token_S, n_rows):  # type: ignore[no-untyped-def]
+        counts.append(len(row_S) // n_rows)
+        return by_rows(row_S, token_S, n_rows)
+
+    monkeypatch.setattr(short_tokens, "_by_rows", counted)
+    short = ShortTokens([tokens(30522), tokens(30522, common=1.0)])
+    short.choose(F.normalize(torch.randn(10, 64), dim=1), 50)
+    assert len(counts) == 1
+    assert 50 <= counts[0] < 200
+
+
+@pytest.mark.parametrize("n", [8, 64, 72, 4096, 14 * 256 * 125])
+@pytest.mark.parametrize("share", [0.0, 0.01, 1.0])
+def test_few_of_many_are_found_in_order(n: int, share: float) -> None:
+    is_so_N = np.random.default_rng(n).random(n) < share
+    np.testing.assert_array_equal(short_tokens._true(is_so_N), np.flatnonzero(is_so_N))
 
 
 def test_equal_tokens_are_chosen_once_each_and_nothing_asks_for_anything() -> None:
