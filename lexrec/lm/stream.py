@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lexrec.kernels._training import trains_in_16_bits
-from lexrec.kernels.stream_attention import places, serves, stream_attention
+from lexrec.kernels.stream_attention import Look, places, serves, stream_attention
 from lexrec.lm.routing import Route
 
 _LONG = 128
@@ -51,12 +51,11 @@ class PackedRow(NamedTuple):
     reaches: dict[int | None, int | None]
     """Positions that a token looks back, by the window of the layer."""
 
-    def attend(self, q_1HNK: Tensor, k_1GNK: Tensor, v_1GNK: Tensor, settings: dict[str, Any]) -> Tensor:
-        """What the tokens see, [1, N, H, K], by the layer's own settings."""
+    def look(self, settings: dict[str, Any], head_width: int) -> Look:
+        """By a layer's own settings."""
         reach = self.reaches.get(settings.get("sliding_window"), self.reaches[None])
         scale = settings.get("scaling")
-        scale = q_1HNK.shape[-1] ** -0.5 if scale is None else scale
-        return stream_attention(q_1HNK, k_1GNK, v_1GNK, self.place_4N, reach, scale)
+        return Look(self.place_4N, reach, head_width**-0.5 if scale is None else scale)
 
 
 class Stream(NamedTuple):
@@ -120,7 +119,7 @@ def packed(
         distance_GCT = torch.cat([distance_GCP, distance_GCT], 2)
     masks = _masks(may_look_GCT, itself_GCT, distance_GCT, reach)
     row = None
-    if not prefix and trains_in_16_bits(position_N):
+    if trains_in_16_bits(position_N):
         row = PackedRow(places(history_N, position_N, is_token_N), _reaches(reach))
     return Stream(position_N[None], masks, is_token_RS=is_token_N[None], row=row, prefix=prefix)
 
@@ -214,10 +213,12 @@ def _attend(
         return plain
     if stream.kept is not None:
         stream.kept[module.layer_idx] = (k_RHTK, v_RHTK)
-    if stream.row is not None and serves(v_RHTK) and not settings.get("dropout"):
-        return stream.row.attend(q_RHSK, k_RHTK, v_RHTK, settings), None
+    empty = k_RHTK.detach()[:, :, :0], v_RHTK.detach()[:, :, :0]
+    before = stream.prefix[module.layer_idx] if stream.prefix else empty
+    if stream.row is not None and serves(v_RHTK, before[0].shape[2]) and not settings.get("dropout"):
+        look = stream.row.look(settings, q_RHSK.shape[-1])
+        return stream_attention(q_RHSK, k_RHTK, v_RHTK, look, before), None
     mask = stream.masks.get(settings.get("sliding_window"), stream.masks[None])
-    before = stream.prefix[module.layer_idx] if stream.prefix else (k_RHTK[:, :, :0], v_RHTK[:, :, :0])
     n_groups = q_RHSK.shape[1] // k_RHTK.shape[1]
     if n_groups > 1:
         k_RHTK, v_RHTK = (part.repeat_interleave(n_groups, 1) for part in (k_RHTK, v_RHTK))
