@@ -57,7 +57,11 @@ class AdamW:
         """Move every parameter that has a gradient."""
         for group in self._alike():
             moved = [p for p in group["params"] if p.grad is not None]
-            for parameter in filter(_is_large, moved):
+            large = list(filter(_is_large, moved))
+            if large:
+                # One kernel for all: a language model has hundreds of weights.
+                torch._foreach_add_([self._state(p)["step"] for p in large], 1)
+            for parameter in large:
                 self._move(parameter, group)
             self._move_together([p for p in moved if not _is_large(p)], group)
 
@@ -81,7 +85,6 @@ class AdamW:
 
         assert parameter.grad is not None
         state = self._state(parameter)
-        state["step"] += 1
         lr_1 = torch.as_tensor(group["lr"], device=parameter.device)
         rates = _adam_triton.Rates(lr_1, group["betas"], group["weight_decay"], group["eps"])
         _adam_triton.step(
