@@ -17,7 +17,7 @@ from pathlib import Path
 from benchmarks import pages
 from benchmarks.machine import ROOT
 from benchmarks.pages import table
-from benchmarks.peers.ratios import Ratio, ratios
+from benchmarks.peers.ratios import PEERS, Ratio, ratios
 from benchmarks.results import RESULTS, Line, measured
 from benchmarks.targets import TARGETS
 
@@ -37,7 +37,6 @@ NAMES = {
     "raw_users_per_s": "256 histories, bare model, users/s",
     "wall_s": "process start to the first list, s",
 }
-PEERS = {"recbole": "RecBole", "rectools": "RecTools", "replay": "RePlay"}
 
 
 def filled(page: str, results: Path) -> str:
@@ -238,6 +237,7 @@ def _distinct(sentences: Iterable[str]) -> list[str]:
 
 
 def main() -> None:
+    # Tables need no matplotlib.
     from benchmarks.plots import draw
 
     PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), RESULTS), encoding="utf-8")

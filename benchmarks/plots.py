@@ -5,8 +5,7 @@ from pathlib import Path
 
 import matplotlib
 
-from benchmarks.figures import PEERS
-from benchmarks.peers.ratios import Ratio, ratios
+from benchmarks.peers.ratios import PEERS, Ratio, ratios
 from benchmarks.results import measured
 
 matplotlib.use("svg")

@@ -11,6 +11,8 @@ FIGURES: dict[str, tuple[str, ...]] = {
     "start": ("wall_s",),
 }
 """What of each question is compared. Of `..._per_s` more is better, of anything else less."""
+PEERS = {"recbole": "RecBole", "rectools": "RecTools", "replay": "RePlay"}
+"""What the libraries call themselves."""
 
 
 class Ratio(NamedTuple):
