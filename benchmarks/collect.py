@@ -49,6 +49,10 @@ def collected(folder: Path) -> list[Line]:
     """The comparison's card, then a line for each run that was measured by its rules."""
     card = json.loads((folder / "compare.json").read_text(encoding="utf-8"))
     settings = CompareConfig.model_validate(card["settings"])
+    # Where tables lay on the machine that ran it is of no interest.
+    card["arms"] = {
+        arm: [re.sub(r"file:[^,\]\s]*/", "", word) for word in words] for arm, words in card["arms"].items()
+    }
     lines: list[Line] = [card]
     for arm, words in card["arms"].items():
         for run in sorted((folder / "arms" / arm).glob("*/")):
@@ -60,9 +64,7 @@ def collected(folder: Path) -> list[Line]:
 
 def _run(arm: str, words: list[str], run: Path, measured: Path) -> Line:
     metrics = json.loads(measured.read_text(encoding="utf-8"))["metrics"]
-    # Where tables lay on the machine that ran it is of no interest.
-    recipe = re.sub(r"file:[^,\]\s]*/", "", " ".join(words))
-    line: Line = {"arm": arm, "recipe": recipe}
+    line: Line = {"arm": arm, "recipe": " ".join(words)}
     if run.name.startswith("seed-"):
         summary = json.loads((run / "DONE").read_text(encoding="utf-8"))
         line |= {"seed": int(run.name.removeprefix("seed-")), **_without_paths(summary)}

@@ -43,6 +43,7 @@ def comparison(tmp_path):
 def test_every_finished_run_is_a_line(tmp_path):
     card, *lines = collect.collected(comparison(tmp_path))
     assert card["settings"] == {"metric": "ndcg@10"}
+    assert card["arms"]["plain"] == ["sasrec", "item_encoder.tables=[minilm,wordllama]"]
     assert [(line["arm"], line.get("seed")) for line in lines] == [
         ("plain", 1), ("plain", 2), ("pop", None), ("paper", 1), ("blind", 1),
     ]  # fmt: skip
