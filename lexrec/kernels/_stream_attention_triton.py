@@ -81,6 +81,15 @@ def _heads(x, n, h, N, H: tl.constexpr, K: tl.constexpr, TILE_K: tl.constexpr):
 
 
 @kernel
+def _keys_values(key, value, t, g, N, G: tl.constexpr, K: tl.constexpr, TILE_K: tl.constexpr):
+    """A head of keys and of values."""
+    key_at_tk, is_in_tk = _heads(key, t, g, N, G, K, TILE_K)
+    value_at_tk, _ = _heads(value, t, g, N, G, K, TILE_K)
+    key_tk = tl.load(key_at_tk, mask=is_in_tk, other=0.0)
+    return key_tk, tl.load(value_at_tk, mask=is_in_tk, other=0.0)
+
+
+@kernel
 def _may_look(place, n, t, N, reach):
     """True where query n looks at key t; both lie in the stream or see nothing."""
     start_n = tl.load(place + n, mask=n < N, other=0)
@@ -125,20 +134,14 @@ def _forward(
     y_nk = tl.zeros([BLOCK, TILE_K], tl.float32)
     if P > 0:
         p = tl.arange(0, TILE_P)
-        at_pk, is_in_pk = _heads(first_key, p, h // (H // G), P, G, K, TILE_K)
-        key_pk = tl.load(at_pk, mask=is_in_pk, other=0.0)
-        at_pk, is_in_pk = _heads(first_value, p, h // (H // G), P, G, K, TILE_K)
-        value_pk = tl.load(at_pk, mask=is_in_pk, other=0.0)
+        key_pk, value_pk = _keys_values(first_key, first_value, p, h // (H // G), P, G, K, TILE_K)
         may_look_np = _may_look_before(place, n, p, N, P, reach)
         most_n, sum_n, y_nk = _seen(query_nk, key_pk, value_pk, may_look_np, most_n, sum_n, y_nk, scale)
     first = tl.load(place + block * BLOCK) // BLOCK * BLOCK
     for start in range(first, (block + 1) * BLOCK, BLOCK):
         t = start + tl.arange(0, BLOCK)
         may_look_nt = _may_look(place, n, t, N, reach)
-        at_tk, is_in_tk = _heads(key, t, h // (H // G), N, G, K, TILE_K)
-        key_tk = tl.load(at_tk, mask=is_in_tk, other=0.0)
-        at_tk, is_in_tk = _heads(value, t, h // (H // G), N, G, K, TILE_K)
-        value_tk = tl.load(at_tk, mask=is_in_tk, other=0.0)
+        key_tk, value_tk = _keys_values(key, value, t, h // (H // G), N, G, K, TILE_K)
         most_n, sum_n, y_nk = _seen(query_nk, key_tk, value_tk, may_look_nt, most_n, sum_n, y_nk, scale)
     sum_n = tl.maximum(sum_n, 1.0e-30)
     at_nk, is_in_nk = _heads(out, n, h, N, H, K, TILE_K)
@@ -175,10 +178,7 @@ def _of_queries(
     of_query_nk = tl.zeros([BLOCK, TILE_K], tl.float32)
     if P > 0:
         p = tl.arange(0, TILE_P)
-        at_pk, is_in_pk = _heads(first_key, p, h // (H // G), P, G, K, TILE_K)
-        key_pk = tl.load(at_pk, mask=is_in_pk, other=0.0)
-        at_pk, is_in_pk = _heads(first_value, p, h // (H // G), P, G, K, TILE_K)
-        value_pk = tl.load(at_pk, mask=is_in_pk, other=0.0)
+        key_pk, value_pk = _keys_values(first_key, first_value, p, h // (H // G), P, G, K, TILE_K)
         may_look_np = _may_look_before(place, n, p, N, P, reach)
         weight_np, slope_np = _slopes(
             query_nk, key_pk, value_pk, grad_nk, log_sum_n, along_n, may_look_np, scale
@@ -195,10 +195,7 @@ def _of_queries(
     for start in range(first, (block + 1) * BLOCK, BLOCK):
         t = start + tl.arange(0, BLOCK)
         may_look_nt = _may_look(place, n, t, N, reach)
-        at_tk, is_in_tk = _heads(key, t, h // (H // G), N, G, K, TILE_K)
-        key_tk = tl.load(at_tk, mask=is_in_tk, other=0.0)
-        at_tk, is_in_tk = _heads(value, t, h // (H // G), N, G, K, TILE_K)
-        value_tk = tl.load(at_tk, mask=is_in_tk, other=0.0)
+        key_tk, value_tk = _keys_values(key, value, t, h // (H // G), N, G, K, TILE_K)
         _, slope_nt = _slopes(query_nk, key_tk, value_tk, grad_nk, log_sum_n, along_n, may_look_nt, scale)
         of_query_nk += tl.dot(slope_nt.to(key_tk.dtype), key_tk, input_precision="ieee")
     at_nk, is_in_nk = _heads(out, n, h, N, H, K, TILE_K)
@@ -212,10 +209,7 @@ def _of_keys(
 ):  # fmt: skip
     block, g = tl.program_id(0), tl.program_id(1)
     t = block * BLOCK + tl.arange(0, BLOCK)
-    at_tk, is_in_tk = _heads(key, t, g, N, G, K, TILE_K)
-    key_tk = tl.load(at_tk, mask=is_in_tk, other=0.0)
-    at_tk, is_in_tk = _heads(value, t, g, N, G, K, TILE_K)
-    value_tk = tl.load(at_tk, mask=is_in_tk, other=0.0)
+    key_tk, value_tk = _keys_values(key, value, t, g, N, G, K, TILE_K)
     of_key_tk = tl.zeros([BLOCK, TILE_K], tl.float32)
     of_value_tk = tl.zeros([BLOCK, TILE_K], tl.float32)
     # Nobody behind the history of the block's last key looks at any of it.

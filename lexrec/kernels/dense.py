@@ -227,3 +227,11 @@ class _LayerNorm(torch.autograd.Function):
 
         x, weight_D, _ = ctx.saved_tensors
         return *_dense_triton.layer_norm_gradients(grad_ND.contiguous(), x, weight_D, ctx.eps), None, None
+
+
+def wide_product(grad_NE: Tensor, x_ND: Tensor) -> Tensor:
+    """grad^T x, [E, D]; of 16-bit numbers on a GPU in float32, which is what it is summed in."""
+    # Older versions of PyTorch than 2.8 cannot.
+    if grad_NE.is_cuda and grad_NE.element_size() == 2 and hasattr(torch.ops.aten.mm, "dtype"):
+        return torch.mm(grad_NE.T, x_ND, out_dtype=torch.float32)
+    return grad_NE.T @ x_ND

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lexrec.kernels._training import trains_in_16_bits
+from lexrec.kernels.dense import wide_product
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 ACTIVATIONS: tuple[Activation, ...] = ("silu", "gelu", "gelu_tanh", "relu")
@@ -119,7 +120,7 @@ class _NarrowLinear(torch.autograd.Function):
         narrow_MW, narrow_EW = ctx.saved_tensors
         grad_ME = grad.flatten(0, -2).to(narrow_MW.dtype)
         of_x = (grad_ME @ narrow_EW).view(ctx.shape).to(ctx.x_dtype) if ctx.needs_input_grad[0] else None
-        return of_x, None, *torch.split(_wide_product(grad_ME.T, narrow_MW), ctx.lengths)
+        return of_x, None, *torch.split(wide_product(grad_ME, narrow_MW).float(), ctx.lengths)
 
 
 def _side_by_side(weights: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
@@ -131,11 +132,3 @@ def _side_by_side(weights: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
     for part, weight in zip(torch.split(all_EW, lengths), weights, strict=True):
         part.copy_(weight)
     return all_EW
-
-
-def _wide_product(a_EM: Tensor, b_MW: Tensor) -> Tensor:
-    """Product of 16 bits in float32, [E, W]: a GPU's writes its float32 sums as they are."""
-    # Since PyTorch 2.8.
-    if a_EM.is_cuda and hasattr(torch.ops.aten.mm, "dtype"):
-        return torch.mm(a_EM, b_MW, out_dtype=torch.float32)
-    return (a_EM @ b_MW).float()

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lexrec.kernels.dense import wide_product
 from lexrec.kernels.gpu import has_kernels, on_gpu
 from lexrec.kernels.token_filter import unit_rows
 
@@ -206,15 +207,8 @@ class _Rows(torch.autograd.Function):
         if token_R is not None:
             of_weight_XW = kernels.products(row_RX, table_VW, token_R)
         else:
-            of_weight_XW = _product(row_RX, table_VW)
+            of_weight_XW = wide_product(row_RX, table_VW)
         return of_weight_XW.to(ctx.dtypes[0]), of_bias_X.to(ctx.dtypes[1]), None, None
-
-
-def _product(row_RX: Tensor, table_RW: Tensor) -> Tensor:
-    """row^T table; of 16-bit numbers on a GPU in float32, which is what it is summed in."""
-    if row_RX.is_cuda and row_RX.element_size() == 2:
-        return torch.mm(row_RX.T, table_RW, out_dtype=torch.float32)
-    return row_RX.T @ table_RW
 
 
 class _Attend(torch.autograd.Function):
